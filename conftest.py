@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What `pytest --lg-env arm-pmem.yaml` does besides running tests: images, logs, the machine by hand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from labgrid import Environment
+
+ROOT = Path(__file__).resolve().parent
+BOARD_TESTS = ROOT / "tests" / "board"
+# So many runs keep their logs.
+KEEP = 20
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("arm-pmem")
+    group.addoption("--interactive", action="store_true", help="no tests: the machine's console on this terminal")
+    group.addoption("--dry-run", action="store_true", help="no tests: print the command of the emulator")
+    group.addoption(
+        "--board-logs", metavar="DIR", help="where the logs go (default: logs/<time>/ beside the images folder)"
+    )
+
+
+def image_folder() -> Path:
+    """LG_BUILDDIR, absolute or relative to the project's root."""
+    return ROOT / os.environ.get("LG_BUILDDIR", "output/board/images")
+
+
+def build_command(images: Path) -> str:
+    """The make command which fills an images folder."""
+    match = re.fullmatch(r"kernel-([\d.]+)(-debug)?(-nohighmem)?(-unpatched)?", images.parent.name)
+    if not match:
+        return "make board_defconfig && make"
+    words = ["make", "kernel", f"KERNEL={match[1]}"]
+    words += ["DEBUG=1"] if match[2] else []
+    words += ["VARIANT=nohighmem"] if match[3] else []
+    words += ["SERIES=none"] if match[4] else []
+    return " ".join(words)
+
+
+def missing_images(env: Environment) -> str:
+    """One sentence when an image of the environment is not there, else nothing."""
+    missing = [path for path in env.config.get_images().values() if not os.path.isfile(path)]
+    if not missing:
+        return ""
+    return f"There is no image {missing[0]}: `{build_command(Path(missing[0]).parent)}` builds it."
+
+
+def environment_file(config: pytest.Config) -> str | None:
+    return config.getoption("lg_env") or os.environ.get("LG_ENV")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """--interactive and --dry-run: nothing is collected, no test runs."""
+    os.environ["LG_BUILDDIR"] = str(image_folder())
+    env_file = environment_file(config)
+    if env_file and not os.path.isfile(env_file):
+        raise pytest.UsageError(f"There is no environment {env_file}: name a labgrid YAML, such as arm-pmem.yaml.")
+    if not (config.getoption("interactive") or config.getoption("dry_run")):
+        return None
+    if not env_file:
+        raise pytest.UsageError("Which machine? Add --lg-env arm-pmem.yaml.")
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if capture:
+        capture.suspend_global_capture(in_=True)
+    return by_hand(env_file, dry_run=config.getoption("dry_run"))
+
+
+def by_hand(env_file: str, dry_run: bool) -> int:
+    from labgrid import Environment
+
+    env = Environment(env_file)
+    sentence = missing_images(env)
+    if sentence:
+        raise pytest.UsageError(sentence)
+    target = env.get_target()
+    machine = target.get_driver("PowerProtocol", activate=False) if target else None
+    if not hasattr(machine, "interactive_command"):
+        raise pytest.UsageError(f"{env_file} has no emulated machine: use labgrid-client console for a real board.")
+    assert machine is not None
+    import boardlib
+
+    try:
+        cmd = machine.interactive_command()
+    except boardlib.BoardError as exc:
+        raise pytest.UsageError(str(exc)) from exc
+    if dry_run:
+        print(shlex.join(cmd))
+        return 0
+    print(
+        f"Ctrl-A x ends the machine, as a power cut would: its RAM is {machine.ram_file}, and the next --interactive "
+        "finds there what the persistent regions held; delete the file for a fresh start.",
+        flush=True,
+    )
+    try:
+        return subprocess.run(["setpriv", "--pdeathsig", "KILL", "--", *cmd], check=False).returncode
+    except KeyboardInterrupt:
+        return 130
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "series(patch): shows behaviour which the kernel series brings: fails on an unpatched kernel"
+    )
+    config.addinivalue_line("markers", "klog_allows(regex): what the kernel may complain about in this test")
+    if config.option.help or config.option.version or config.option.collectonly:
+        return
+    logs = new_log_folder(config)
+    config.option.board_logs = str(logs)
+    if config.option.xmlpath is None:
+        config.option.xmlpath = str(logs / "junit.xml")
+    if environment_file(config) and config.option.lg_log is None:
+        config.option.lg_log = str(logs)
+
+
+def new_log_folder(config: pytest.Config) -> Path:
+    """A folder for this run; `latest` beside it leads to the newest one."""
+    if config.option.board_logs:
+        logs = Path(config.option.board_logs).resolve()
+        logs.mkdir(parents=True, exist_ok=True)
+        return logs
+    base = (image_folder().parent if environment_file(config) else ROOT / "output" / "host") / "logs"
+    stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    logs = base / stamp
+    number = 1
+    while True:
+        try:
+            logs.mkdir(parents=True)
+            break
+        except FileExistsError:
+            logs = base / f"{stamp}.{number}"
+            number += 1
+        except OSError as exc:
+            raise pytest.UsageError(f"The log folder {logs} cannot be made ({exc.strerror}): use --board-logs.") from exc
+    link = base / f".latest.{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(logs.name)
+    link.replace(base / "latest")
+    old = sorted(path for path in base.glob("20*") if path.is_dir())[:-KEEP]
+    for path in old:
+        shutil.rmtree(path, ignore_errors=True)
+    return logs
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    from labgrid.pytestplugin.hooks import LABGRID_ENV_KEY
+
+    env = config.stash.get(LABGRID_ENV_KEY, None)
+    if env is None or config.option.collectonly:
+        return
+    if any(BOARD_TESTS in item.path.parents for item in items):
+        sentence = missing_images(env)
+        if sentence:
+            raise pytest.UsageError(sentence)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    logs = config.getoption("board_logs")
+    header = [f"logs: {os.path.relpath(logs, ROOT)}"] if logs else []
+    return [*header, f"images: {os.path.relpath(image_folder(), ROOT)}"] if environment_file(config) else header

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One strategy for emulated and real boards: it knows protocols, never drivers."""
+
+from __future__ import annotations
+
+import enum
+import re
+
+import attr
+from boardlib import (
+    BoardError,
+    BootFailed,
+    CommandTimeout,
+    ConsoleSilent,
+    ConsoleTail,
+    scaled,
+)
+from labgrid import target_factory
+from labgrid.driver import ShellDriver
+from labgrid.step import step
+from labgrid.strategy import Strategy, StrategyError
+from pexpect import TIMEOUT
+
+# How long the first sign of a restart may take after it was asked for, in seconds before the scale factor
+RESTART_LIMIT = 30
+
+
+@target_factory.reg_driver
+@attr.s(eq=False)
+class BoardShellDriver(ShellDriver):
+    """ShellDriver whose limits follow LG_TIMEOUT_SCALE, and which says what it waited for in vain."""
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        self.login_timeout = max(1, round(scaled(self.login_timeout)))
+        self.tail = ConsoleTail(self.console)
+        self._at_prompt = False
+
+    def on_deactivate(self) -> None:
+        super().on_deactivate()
+        self._at_prompt = False
+
+    def _check_prompt(self) -> None:
+        # labgrid asks for the prompt before each command. When the last one ended at the prompt, that is known
+        # already, and it is half of the time which a short command takes on an emulator.
+        if not self._at_prompt:
+            super()._check_prompt()
+
+    def _run(  # type: ignore[no-untyped-def]
+        self, cmd: str, *, timeout: float = 30.0, codec: str = "utf-8", decodeerrors: str = "strict"
+    ):
+        limit = scaled(timeout)
+        try:
+            # An oops prints into the dialogue, so bytes which are no text must not hide it.
+            result = super()._run(cmd, timeout=limit, codec=codec, decodeerrors="replace")
+        except TIMEOUT as exc:
+            self._at_prompt = False
+            raise CommandTimeout(
+                f"The target did not answer within {limit:.0f} s to '{cmd}': it hangs, or is slow "
+                "(LG_TIMEOUT_SCALE gives it more time).",
+                self.tail.lines(),
+            ) from exc
+        except BaseException:
+            self._at_prompt = False
+            raise
+        self._at_prompt = True
+        return result
+
+
+class Status(enum.Enum):
+    unknown = 0
+    off = 1
+    shell = 2
+
+
+@target_factory.reg_driver
+@attr.s(eq=False)
+class BoardStrategy(Strategy):
+    """States off and shell; operations reset(), reboot() and power_cut(), which end in the state shell.
+
+    Args:
+        restart_line (regex): what the boot loader or the kernel prints first, on the way up from a reset
+    """
+
+    bindings = {
+        "power": "PowerProtocol",
+        "console": "ConsoleProtocol",
+        "shell": "CommandProtocol",
+        "resetter": {"ResetProtocol", None},
+    }
+
+    status = attr.ib(default=Status.unknown)
+    restart_line = attr.ib(default="Booting Linux|U-Boot", validator=attr.validators.instance_of(str))
+
+    # After so many starts in a row which failed, the board is taken for broken: labgrid then skips the other tests.
+    PATIENCE = 2
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        re.compile(self.restart_line)
+        self.tail = ConsoleTail(self.console)
+        # Counts how often the target came up; whatever a test left on it is gone when this number changes.
+        self.boots = 0
+        self._failures = 0
+
+    @step(args=["status"])
+    def transition(self, status: Status | str, *, step: object = None) -> None:
+        if not isinstance(status, Status):
+            if status not in Status.__members__:
+                raise StrategyError(f"There is no state '{status}': use one of off, shell.")
+            status = Status[status]
+        if status is Status.unknown:
+            raise StrategyError("Nobody can bring a board into the state 'unknown': use off or shell.")
+        if status is self.status:
+            return
+        if status is Status.off:
+            self._switch_off()
+        else:
+            if self.status is not Status.off:
+                self._switch_off()
+            self.tail.clear()
+            self._bring_up(self.power.on)
+
+    def _switch_off(self) -> None:
+        self.status = Status.unknown
+        self.target.deactivate(self.shell)
+        self.target.activate(self.console)
+        self.target.activate(self.power)
+        self.power.off()
+        self.status = Status.off
+
+    def _bring_up(self, *actions) -> None:  # type: ignore[no-untyped-def]
+        """From an action which starts the target to its shell; whatever goes wrong gets a name."""
+        self.status = Status.unknown
+        self.target.deactivate(self.shell)
+        try:
+            for action in actions:
+                action()
+            self.target.activate(self.shell)
+        except TIMEOUT as exc:
+            self._count_failure(exc)
+            if self.tail.silent:
+                raise ConsoleSilent(
+                    "The board was started, but its console stayed silent: check console= in boot_args, the "
+                    "device tree, and whether the image is one for this board.",
+                ) from exc
+            raise BootFailed(
+                "The board did not reach its shell's prompt in time: see where its console stopped, and raise "
+                "LG_TIMEOUT_SCALE if it is just slow.",
+                self.tail.lines(),
+            ) from exc
+        except BoardError as exc:
+            self._count_failure(exc)
+            raise
+        self._failures = 0
+        self.boots += 1
+        self.status = Status.shell
+
+    def _count_failure(self, exc: Exception) -> None:
+        self._failures += 1
+        if self._failures >= self.PATIENCE:
+            self.broken = exc
+
+    def _await_restart(self) -> None:
+        self.console.expect(self.restart_line, timeout=scaled(RESTART_LIMIT))
+
+    def lost(self) -> None:
+        """Says that nobody knows any more what the target does: the next transition starts it anew."""
+        self.status = Status.unknown
+
+    @step()
+    def reset(self) -> None:
+        """A warm reset without the target's consent, RAM is kept; without a reset line, the target resets itself."""
+        self._need_shell("reset")
+        self.tail.clear()
+        if self.resetter is None:
+            self._bring_up(self._ask_for_reboot, self._await_restart)
+        else:
+            self.target.activate(self.resetter)
+            self._bring_up(self.resetter.reset, self._await_restart)
+
+    @step()
+    def reboot(self) -> None:
+        """A warm reset which the target does itself, at once: nothing is unmounted or synced before."""
+        self._need_shell("reboot")
+        self.tail.clear()
+        self._bring_up(self._ask_for_reboot, self._await_restart)
+
+    def _ask_for_reboot(self) -> None:
+        self.console.sendline("reboot -f")
+
+    @step()
+    def power_cut(self) -> None:
+        """Takes the power away without warning and gives it back: only what the board's pmem holds remains.
+
+        A driver which can do it its own way has power_cut(); elsewhere off() is the switch in the supply.
+        """
+        self._need_shell("cut the power")
+        self.status = Status.unknown
+        self.target.deactivate(self.shell)
+        getattr(self.power, "power_cut", self.power.off)()
+        self.tail.clear()
+        self._bring_up(self.power.on)
+
+    def _need_shell(self, what: str) -> None:
+        if self.status is not Status.shell:
+            raise StrategyError(f"Cannot {what}: the board is in the state '{self.status.name}', not at its shell.")
+
+    def force(self, status: str) -> None:
+        """--lg-initial-state: the board is in this state already, says the developer."""
+        if status not in ("off", "shell"):
+            raise StrategyError(f"There is no state '{status}' to start from: use one of off, shell.")
+        self.target.activate(self.console)
+        if status == "shell":
+            self.target.activate(self.shell)
+            self.boots += 1
+        self.status = Status[status]

@@ -1,0 +1,473 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A QEMU machine with persistent memory, for boards which QEMU gives none.
+
+All RAM of the guest is backed by a shared file, and the device tree is QEMU's own with the board's overlays
+applied. A region of that RAM which the overlay calls a pmem-region then survives the emulator's death, and
+the host can read it at its physical address.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import re
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import attr
+from boardlib import (
+    BoardError,
+    ConsoleTail,
+    DeviceTreeError,
+    ImageMissing,
+    MachineDied,
+    QemuOptionError,
+    QemuTooOld,
+    ToolMissing,
+    scaled,
+)
+from labgrid import target_factory
+from labgrid.driver import QEMUDriver
+from labgrid.protocol import ResetProtocol
+from labgrid.step import step
+from labgrid.util.qmp import QMPError, QMPMonitor
+from pexpect import TIMEOUT
+
+# Time limits in seconds, before the scale factor
+CHECK_LIMIT = 30
+START_LIMIT = 20
+QUIT_LIMIT = 10
+
+
+class Region(NamedTuple):
+    """One range of physical memory, as the device tree has it."""
+
+    address: int
+    size: int
+    volatile: bool = False
+
+
+def run_tool(cmd: list[str], mend: str) -> subprocess.CompletedProcess[str]:
+    """Runs a host program to its end, in bounded time."""
+    try:
+        return subprocess.run(
+            cmd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=scaled(CHECK_LIMIT), check=False
+        )
+    except (FileNotFoundError, PermissionError) as exc:
+        raise ToolMissing(f"The program '{cmd[0]}' cannot be run ({exc.strerror}): {mend}.") from exc
+    except subprocess.TimeoutExpired as exc:
+        raise BoardError(
+            f"'{shlex.join(cmd[:1])} …' did not end within {exc.timeout:.0f} s: "
+            "raise LG_TIMEOUT_SCALE if this machine is slow."
+        ) from exc
+
+
+def device_tree_regions(dtb: Path) -> tuple[Region, list[Region]]:
+    """RAM, and the pmem regions, of a device tree whose root uses two cells for addresses and sizes."""
+
+    def fdtget(*args: str) -> str:
+        result = run_tool(["fdtget", *args], "install the package device-tree-compiler")
+        if result.returncode:
+            raise DeviceTreeError(f"fdtget {shlex.join(args)} failed: {result.stderr.strip()}.")
+        return result.stdout.strip()
+
+    def reg(node: str) -> tuple[int, int]:
+        cells = [int(cell, 16) for cell in fdtget("-t", "x", str(dtb), node, "reg").split()]
+        if len(cells) != 4:
+            raise DeviceTreeError(f"{node} in {dtb} has {len(cells)} cells in reg, and just one range was expected.")
+        return (cells[0] << 32) | cells[1], (cells[2] << 32) | cells[3]
+
+    ram: Region | None = None
+    regions = []
+    for name in fdtget("-l", str(dtb), "/").split():
+        node = f"/{name}"
+        if name.startswith("memory@"):
+            ram = Region(*reg(node))
+        elif "pmem-region" in fdtget("-d", "", str(dtb), node, "compatible").split():
+            properties = fdtget("-p", str(dtb), node).split()
+            regions.append(Region(*reg(node), volatile="volatile" in properties))
+    if ram is None:
+        raise DeviceTreeError(f"{dtb} has no /memory node: is it the device tree of this machine?")
+    return ram, sorted(regions)
+
+
+@target_factory.reg_driver
+@attr.s(eq=False)
+class PmemQEMUDriver(QEMUDriver, ResetProtocol):
+    """QEMUDriver with file-backed RAM, device-tree overlays, power cuts and warm resets.
+
+    Args (besides those of QEMUDriver):
+        run_dir (str): folder for the RAM file and the device tree; each running machine has a numbered slot there
+        initrd (str): optional, images key of the initial RAM file system
+        overlays (list of str): images keys of the device-tree overlays, applied in this order
+        min_version (str): the oldest QEMU which can emulate this machine
+        build_hint (str): the command which builds the images, for the error message
+    """
+
+    run_dir = attr.ib(default="run", validator=attr.validators.instance_of(str))
+    initrd = attr.ib(default=None, validator=attr.validators.optional(attr.validators.instance_of(str)))
+    overlays = attr.ib(factory=list, validator=attr.validators.instance_of(list))
+    min_version = attr.ib(default="5.0", validator=attr.validators.instance_of(str))
+    build_hint = attr.ib(default="build it first", validator=attr.validators.instance_of(str))
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        self.tail = ConsoleTail(self)
+        # For tests which need other regions: paths of .dtbo files, honoured by the next start.
+        self.extra_overlays: list[str] = []
+        self._slot: Path | None = None
+        self._slot_lock: int | None = None
+        self._keep_ram = False
+        self._stderr: Path | None = None
+
+    # The machine's files ------------------------------------------------------------------------------------------
+
+    @property
+    def slot(self) -> Path:
+        """This machine's own folder: the first which no other process holds, so that leftovers are used again."""
+        if self._slot is None:
+            base = Path(self.target.env.config.resolve_path(self.run_dir))
+            for number in range(64):
+                if self._take_slot(base / str(number)):
+                    break
+            else:
+                raise BoardError(f"64 machines run from {base} already: end some of them.")
+        assert self._slot is not None
+        return self._slot
+
+    def _take_slot(self, folder: Path) -> bool:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as exc:
+            raise BoardError(f"The run folder {folder} cannot be made ({exc.strerror}): make its parent writable.") from exc
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            return False
+        self._slot, self._slot_lock = folder, lock
+        return True
+
+    def take_slot(self, name: str) -> None:
+        """Uses a slot by its name, which keeps its RAM file for the next who asks for it (the interactive machine)."""
+        base = Path(self.target.env.config.resolve_path(self.run_dir))
+        if not self._take_slot(base / name):
+            raise BoardError(f"Another machine already runs from {base / name}: end it first.")
+        self._keep_ram = True
+
+    @property
+    def ram_file(self) -> Path:
+        return self.slot / "ram"
+
+    @property
+    def dtb_file(self) -> Path:
+        return self.slot / "board.dtb"
+
+    def image(self, key: str) -> str:
+        path: str = self.target.env.config.get_image_path(key)
+        if not os.path.isfile(path):
+            raise ImageMissing(f"There is no image {path}: {self.build_hint}.")
+        return path
+
+    # The command line ---------------------------------------------------------------------------------------------
+
+    def get_qemu_version(self, qemu_bin: str) -> tuple[int, int, int]:
+        mend = "install the package qemu-system-arm, or name another program under tools: in the environment file"
+        result = run_tool([qemu_bin, "-version"], mend)
+        match = re.search(r"version (\d+)\.(\d+)\.(\d+)", result.stdout)
+        if result.returncode or not match:
+            raise QemuTooOld(f"'{qemu_bin} -version' names no version, so it is no QEMU that can be used: {mend}.")
+        version = (int(match[1]), int(match[2]), int(match[3]))
+        if version < tuple(int(part) for part in self.min_version.split(".")):
+            raise QemuTooOld(
+                f"QEMU {match[1]}.{match[2]}.{match[3]} ({qemu_bin}) is too old for this board, "
+                f"which needs {self.min_version} or newer: install a newer one (Debian 12 has 7.2)."
+            )
+        return version
+
+    def _machine_args(self) -> list[str]:
+        """Everything but the device tree."""
+        for key in (self.kernel, self.initrd, *self.overlays):
+            if key is not None:
+                self.image(key)
+        cmd: list[str] = super().get_qemu_base_args()
+        if self.initrd is not None:
+            cmd += ["-initrd", self.image(self.initrd)]
+        # A second -machine adds to the first. labgrid compares self.machine with names, so it must stay a bare name.
+        cmd += ["-machine", "memory-backend=ram"]
+        cmd += ["-object", f"memory-backend-file,id=ram,size={self.memory},share=on,mem-path={self.ram_file}"]
+        return cmd
+
+    def get_qemu_base_args(self) -> list[str]:
+        return [*self._machine_args(), "-dtb", str(self.dtb_file)]
+
+    def make_device_tree(self) -> None:
+        """Has QEMU dump this very machine's device tree, and applies the overlays.
+
+        It is also the bounded check of the command line: labgrid would wait for ever for a QEMU which refuses an option.
+        """
+        base = self.slot / "base.dtb"
+        base.unlink(missing_ok=True)
+        cmd = self._machine_args()
+        cmd += ["-machine", f"dumpdtb={base}", "-S", "-serial", "null", "-monitor", "none"]
+        result = run_tool(cmd, "install the package qemu-system-arm")
+        if result.returncode or not base.is_file():
+            lines = [line for line in result.stderr.splitlines() if line.strip()]
+            said = " / ".join(lines) or f"it said nothing and ended with status {result.returncode}"
+            raise QemuOptionError(
+                f"QEMU refuses its command line: {said}; mend extra_args, machine, cpu or memory in "
+                f"{self.target.env.config.filename} (the whole line: pytest --lg-env … --dry-run)."
+            )
+        overlays = [self.image(key) for key in self.overlays] + self.extra_overlays
+        new = self.slot / "new.dtb"
+        if overlays:
+            mend = "install the package device-tree-compiler"
+            result = run_tool(["fdtoverlay", "-i", str(base), "-o", str(new), *overlays], mend)
+            if result.returncode or not new.is_file():
+                said = " / ".join(line for line in result.stderr.splitlines() if line.strip())
+                raise DeviceTreeError(
+                    f"The overlays {' '.join(overlays)} do not fit the device tree of this machine ({said}): "
+                    "mend them, or build them anew."
+                )
+        else:
+            shutil.copyfile(base, new)
+        new.replace(self.dtb_file)
+
+    def prepare_ram(self) -> None:
+        """A fresh RAM file, unless a power cut asked for the old one: then only what a power cut leaves."""
+        if self._keep_ram and self.ram_file.is_file():
+            self._forget_volatile()
+        else:
+            self.ram_file.unlink(missing_ok=True)
+        self._keep_ram = False
+
+    def _forget_volatile(self) -> None:
+        """Punches everything but the persistent regions out of the RAM file: a power cut takes that away."""
+        ram, regions = device_tree_regions(self.dtb_file)
+        start = ram.address
+        for region in [r for r in regions if not r.volatile] + [Region(ram.address + ram.size, 0)]:
+            if region.address > start:
+                cmd = ["fallocate", "--punch-hole", "--offset", str(start - ram.address)]
+                cmd += ["--length", str(region.address - start), str(self.ram_file)]
+                result = run_tool(cmd, "install the package util-linux")
+                if result.returncode:
+                    raise BoardError(f"The RAM file cannot lose its volatile part: {result.stderr.strip()}.")
+            start = max(start, region.address + region.size)
+
+    def read_memory(self, address: int, size: int) -> bytes:
+        """Bytes at a physical address, from the host's side: what a power cut at this moment would leave there."""
+        ram, _ = device_tree_regions(self.dtb_file)
+        with self.ram_file.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
+            offset = address - ram.address
+            return memory[offset : offset + size]
+
+    def write_memory(self, address: int, data: bytes) -> None:
+        """Changes bytes at a physical address behind the guest's back."""
+        ram, _ = device_tree_regions(self.dtb_file)
+        with self.ram_file.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+            offset = address - ram.address
+            memory[offset : offset + len(data)] = data
+
+    # labgrid's life cycle ---------------------------------------------------------------------------------------------
+
+    def on_activate(self) -> None:
+        super().on_activate()
+        self._stderr = Path(self._tempdir) / "stderr"
+
+    def on_deactivate(self) -> None:
+        try:
+            if self.status:
+                self.off()
+        finally:
+            self._close_client()
+            self._socket.close()
+            self._socket = None
+            shutil.rmtree(self._tempdir, ignore_errors=True)
+            if self._slot is not None and not self._keep_ram:
+                self.ram_file.unlink(missing_ok=True)
+            if self._slot_lock is not None:
+                os.close(self._slot_lock)
+            self._slot = self._slot_lock = None
+
+    def _atexit(self) -> None:
+        # Runs before the target's own clean-up, which must then find a machine that is off.
+        self._kill()
+
+    @step()
+    def on(self) -> None:
+        if self.status:
+            return
+        # The images may have been built anew since the last start, and a test may have changed the arguments.
+        self.make_device_tree()
+        self.prepare_ram()
+        self._cmd = [*self.get_qemu_base_args(), "-S", "-qmp", "stdio"]
+        self._cmd += ["-chardev", f"socket,id=serialsocket,path={self._tempdir}/serialrw"]
+        self._cmd += ["-serial", "chardev:serialsocket"]
+        self.tail.clear()
+        self.logger.debug("Starting with: %s", shlex.join(self._cmd))
+        assert self._stderr is not None
+        with self._stderr.open("wb") as stderr:
+            self._child = subprocess.Popen(
+                # setpriv: the kernel kills QEMU when this process is gone, however it ended. A session of its
+                # own: a Ctrl-C is for pytest, which then ends QEMU in order.
+                ["setpriv", "--pdeathsig", "KILL", "--", *self._cmd],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        try:
+            self._accept()
+            try:
+                self.qmp = QMPMonitor(self._child.stdout, self._child.stdin)
+                self.status = 1
+            except (QMPError, OSError, ValueError) as exc:
+                self._raise_death(exc)
+            for forward in self._forwarded_ports.values():
+                self._add_port_forward(*forward)
+            self.monitor_command("cont")
+        except BaseException:
+            self._kill()
+            raise
+        # What the previous machine said last must not be taken for this one's output.
+        self._expect.buffer = b""
+
+    def _accept(self) -> None:
+        """Waits for QEMU to connect its serial port, as long as it lives and not longer than the limit."""
+        assert self._socket is not None and self._child is not None
+        deadline = time.monotonic() + scaled(START_LIMIT)
+        while not select.select([self._socket], [], [], 0.05)[0]:
+            if self._child.poll() is not None:
+                self._raise_death()
+            if time.monotonic() > deadline:
+                raise MachineDied(
+                    f"QEMU did not open its serial port within {scaled(START_LIMIT):.0f} s: "
+                    "raise LG_TIMEOUT_SCALE if this machine is slow."
+                )
+        self._clientsocket, _ = self._socket.accept()
+        self._clientsocket.setblocking(False)
+
+    def _raise_death(self, cause: BaseException | None = None) -> NoReturn:
+        """Says how QEMU ended, and puts this driver into the state `off`."""
+        assert self._child is not None
+        try:
+            code = self._child.wait(timeout=scaled(QUIT_LIMIT))
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        except subprocess.TimeoutExpired:
+            how = "closed its serial port, but still runs"
+        said = self._stderr.read_text(errors="replace").strip() if self._stderr and self._stderr.exists() else ""
+        said = f" and said: {' / '.join(said.splitlines())}" if said else ""
+        self._kill()
+        raise MachineDied(
+            f"The emulator {how}{said}, though nobody switched the machine off: its last console lines and "
+            "the kernel log saved with the test say what it was doing.",
+            self.tail.lines(),
+        ) from cause
+
+    def _close_client(self) -> None:
+        if self._clientsocket is not None:
+            self._clientsocket.close()
+            self._clientsocket = None
+
+    def _kill(self) -> None:
+        child, self._child = self._child, None
+        self.status = 0
+        if child is not None:
+            child.kill()
+            child.wait(timeout=scaled(QUIT_LIMIT))
+            for pipe in (child.stdin, child.stdout):
+                try:
+                    pipe.close()
+                except OSError:
+                    pass
+        self._close_client()
+
+    @step()
+    def off(self) -> None:
+        """Ends the emulator; its RAM, the pmem regions too, is forgotten: power_cut() is what keeps it."""
+        if not self.status:
+            return
+        assert self._child is not None
+        if self._child.poll() is not None:
+            self._raise_death()
+        try:
+            self.monitor_command("quit")
+            self._child.wait(timeout=scaled(QUIT_LIMIT))
+        except (QMPError, subprocess.TimeoutExpired):
+            self.logger.warning("QEMU did not quit by itself and is killed")
+        except MachineDied as exc:
+            # It was alive when asked to quit: it may well be gone before its answer is.
+            self.logger.debug("QEMU ended before it answered: %s", exc)
+        self._kill()
+
+    @step()
+    def power_cut(self) -> None:
+        """Kills the emulator on the spot. The next on() starts from what the persistent regions held then."""
+        if not self.status or self._child is None:
+            raise BoardError("There is no running machine whose power could be cut: switch it on first.")
+        if self._child.poll() is not None:
+            self._raise_death()
+        self._kill()
+        self._keep_ram = True
+
+    @step()
+    def reset(self) -> None:
+        """A warm reset, as by the board's reset line: RAM keeps what it holds."""
+        self.monitor_command("system_reset")
+
+    @step(result=True, args=["command", "arguments"])
+    def monitor_command(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        if not self.status:
+            raise BoardError(f"The machine is switched off and cannot do '{command}': switch it on.")
+        try:
+            return self.qmp.execute(command, arguments or {})
+        except (OSError, ValueError) as exc:
+            self._raise_death(exc)
+        except QMPError as exc:
+            if exc.msg != "Received empty response":
+                raise
+            self._raise_death(exc)
+
+    def _read(self, size: int = 1, timeout: float = 10, max_size: int | None = None) -> bytes:
+        if self._clientsocket is None:
+            raise MachineDied("The machine is switched off, so its console says nothing: switch it on.", self.tail.lines())
+        if not select.select([self._clientsocket], [], [], timeout)[0]:
+            raise TIMEOUT(f"Timeout of {timeout:.2f} seconds exceeded")
+        try:
+            data: bytes = self._clientsocket.recv(min(max_size, 4096) if max_size else 4096)
+        except ConnectionError:
+            data = b""
+        if not data:
+            self._raise_death()
+        return data
+
+    def _write(self, data: bytes) -> int:
+        if self._clientsocket is None:
+            raise MachineDied("The machine is switched off, so its console takes nothing: switch it on.", self.tail.lines())
+        view = memoryview(data)
+        while view:
+            if not select.select([], [self._clientsocket], [], scaled(START_LIMIT))[1]:
+                raise TIMEOUT(f"The console took no input for {scaled(START_LIMIT):.0f} seconds")
+            try:
+                view = view[self._clientsocket.send(view) :]
+            except ConnectionError as exc:
+                self._raise_death(exc)
+        return len(data)
+
+    # By hand ------------------------------------------------------------------------------------------------------
+
+    def interactive_command(self) -> list[str]:
+        """The same machine with its console on the terminal; the files which the command names are made."""
+        self.take_slot("interactive")
+        self.make_device_tree()
+        self.prepare_ram()
+        self._keep_ram = True
+        return [*self.get_qemu_base_args(), "-serial", "mon:stdio"]
