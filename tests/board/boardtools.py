@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the board tests work with: the target's shell, its kernel log, its pmem regions, file systems on them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# The target's shell edits its lines in a buffer of 1 KiB; what is longer would be cut in silence.
+COMMAND_LIMIT = 900
+
+# What must not be in the kernel log, whoever caused it.
+COMPLAINTS = re.compile(
+    r"WARNING: |BUG: |BUG at |kernel BUG|Oops|Internal error|Unable to handle|Unhandled|Bad page|bad pte|"
+    r"possible circular locking|possible recursive locking|suspicious RCU|inconsistent lock state|"
+    r"possible irq lock inversion|bad unlock balance|held lock freed|KASAN: |KCSAN: |UBSAN: |"
+    r"rcu.*(detected|self-detected) stall|blocked for more than|soft lockup|hard LOCKUP|Kernel panic|"
+    r"sleeping function called from invalid context|scheduling while atomic|refcount_t: |list_(add|del) corruption|"
+    r"EXT4-fs error|EXT2-fs.*error|XFS.*(Corruption|Internal error|Shutting down)|kmemleak: |Call trace:|Backtrace:"
+)
+
+
+class CommandFailed(AssertionError):
+    """A command on the target had another outcome than the test needs."""
+
+
+class KernelComplaint(AssertionError):
+    """The kernel log or the taint flags changed for the worse during a test."""
+
+
+class MountRefused(AssertionError):
+    """A file system which a test needs cannot be had."""
+
+
+class Shell:
+    """The target's shell. sh("cmd") gives what cmd prints, both streams, and demands that it succeeds."""
+
+    def __init__(self, strategy: Any) -> None:
+        self._strategy = strategy
+        self._mark = ""
+        # Counts commands: who wants to know whether a part of a test used the target compares two values.
+        self.used = 0
+        self.reboot_wanted = False
+
+    @property
+    def boots(self) -> int:
+        """Another value means: the target has started anew, nothing of the old state is left."""
+        return int(self._strategy.boots)
+
+    def ready(self) -> None:
+        """Brings the target to its shell; anew, if the last user left it in doubt."""
+        if self.reboot_wanted:
+            self.reboot_wanted = False
+            self._strategy.lost()
+        self._strategy.transition("shell")
+
+    def announce(self, text: str) -> None:
+        """A line for the kernel log, sent along with the next command: so it costs no round trip."""
+        self._mark = f"echo {shlex.quote(text)} >/dev/kmsg; "
+
+    def run(self, cmd: str, timeout: float = 20) -> tuple[int, str]:
+        """Exit status and output of a command, which may fail."""
+        line = f"{self._mark}exec 2>&1; {cmd}"
+        if len(line) > COMMAND_LIMIT:
+            raise ValueError(f"a command of {len(line)} characters is too long for the target's shell: {cmd[:80]}…")
+        self.ready()
+        self._mark = ""
+        self.used += 1
+        try:
+            out, _, status = self._strategy.shell.run(line, timeout=timeout)
+        except Exception:
+            # It hangs or is dead. The next user gets a new start, not this one's leftovers.
+            self.reboot_wanted = True
+            raise
+        return status, "\n".join(out)
+
+    def __call__(self, cmd: str, timeout: float = 20) -> str:
+        status, out = self.run(cmd, timeout)
+        if status:
+            raise CommandFailed(f"'{cmd}' ended with status {status} and said:\n{out}")
+        return out
+
+    def fails(self, cmd: str, why: str = "", timeout: float = 20) -> str:
+        """Runs a command which must fail, and say why."""
+        status, out = self.run(cmd, timeout)
+        if not status:
+            raise CommandFailed(f"'{cmd}' succeeded, but must fail; it said:\n{out}")
+        if not re.search(why, out, re.IGNORECASE):
+            raise CommandFailed(f"'{cmd}' failed as it must, but '{why}' is not in what it said:\n{out}")
+        return out
+
+    def script(self, path: str, text: str) -> None:
+        """Writes a longer text to a file on the target."""
+        self(f": >{path}")
+        for start in range(0, len(text), 500):
+            self(f"printf %s {shlex.quote(text[start : start + 500])} >>{path}")
+
+
+@dataclass
+class KernelLog:
+    """The kernel log since the last look, and the taint flags."""
+
+    sh: Shell
+    taint: int = 0
+    _serial: int = 0
+    _boots: int = 0
+    _seen: int = -1
+
+    @property
+    def stale(self) -> bool:
+        """Whether anybody has used the target since the last look."""
+        return self.sh.used != self._seen
+
+    def look(self) -> str:
+        """The lines since the last look; the whole log after a new start. One command on the target."""
+        old, new = f"arm-pmem log {self._serial}.", f"arm-pmem log {self._serial + 1}."
+        out = self.sh(
+            f"n=$(dmesg|grep -nF '{old}'|tail -n1|cut -d: -f1); dmesg|tail -n +$((${{n:-0}}+1))|head -n 600; "
+            f"echo '{new}' >/dev/kmsg; cat /proc/sys/kernel/tainted"
+        )
+        if self.sh.boots != self._boots:
+            self._boots, self.taint = self.sh.boots, 0
+        self._serial += 1
+        self._seen = self.sh.used
+        lines, _, taint = out.rpartition("\n")
+        self._new_taint = int(taint)
+        return lines
+
+    _new_taint: int = 0
+
+    def complaints(self, text: str, allowed: list[str]) -> list[str]:
+        """What is wrong in these lines, and with the taint flags of the last look."""
+        wrong = [
+            line
+            for line in text.splitlines()
+            if COMPLAINTS.search(line) and not any(re.search(regex, line) for regex in allowed)
+        ]
+        if self._new_taint != self.taint:
+            wrong.append(f"/proc/sys/kernel/tainted changed from {self.taint} to {self._new_taint}")
+            self.taint = self._new_taint
+            # Once tainted, the kernel warns less; and an oops leaves locks behind.
+            self.sh.reboot_wanted = True
+        return wrong
+
+
+@dataclass(frozen=True)
+class Region:
+    """A pmem region: what the device tree says of it, and the block device which the kernel made of it."""
+
+    address: int
+    size: int
+    volatile: bool
+    name: str
+
+    @property
+    def device(self) -> str:
+        return f"/dev/{self.name}"
+
+
+def find_regions(sh: Shell) -> list[Region]:
+    """The regions in the target's device tree, in the order of their addresses."""
+    names = {}
+    for line in sh('cd /sys/block; for p in pmem*; do echo "$p $(cat $p/device/resource)"; done').splitlines():
+        name, resource = line.split()
+        names[int(resource, 16)] = name
+    regions = []
+    for line in sh(
+        "cd /proc/device-tree; for n in $(grep -l pmem-region */compatible); do d=${n%/*}; "
+        "echo $(od -An -v -tx1 $d/reg) $([ -e $d/volatile ] && echo volatile); done"
+    ).splitlines():
+        cells = re.findall(r"\b[0-9a-f]{2}\b", line)
+        half = len(cells) // 2
+        address, size = (int("".join(part), 16) for part in (cells[:half], cells[half:]))
+        regions.append(Region(address, size, "volatile" in line, names.get(address, "no-device")))
+    return sorted(regions, key=lambda region: region.address)
+
+
+# Each needs blocks of the page's size; mkfs.xfs refuses small devices unless it takes itself for under test.
+MKFS = {
+    "ext4": "mkfs.ext4 -q -F -b 4096",
+    "ext2": "mkfs.ext2 -q -F -b 4096",
+    "xfs": "TEST_DIR=1 TEST_DEV=1 QA_CHECK_FS=1 mkfs.xfs -q -f -m reflink=0",
+}
+FSCK = {"ext4": "e2fsck -f -n", "ext2": "e2fsck -f -n", "xfs": "xfs_repair -n"}
+
+
+@dataclass
+class Volumes:
+    """File systems on block devices, made and mounted when a test asks, kept as long as nobody asks for another."""
+
+    sh: Shell
+    _boots: int = 0
+    # device -> (kind, mount options, mkfs options)
+    _mounted: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    _refused: dict[tuple[str, str, str, str], str] = field(default_factory=dict)
+
+    def _fresh(self) -> None:
+        if self._boots != self.sh.boots:
+            self._mounted.clear()
+            self._refused.clear()
+            self._boots = self.sh.boots
+
+    @staticmethod
+    def point(device: str) -> str:
+        return "/mnt/" + device.rpartition("/")[2]
+
+    def get(self, kind: str, device: str, options: str = "", mkfs: str = "") -> str:
+        """An empty folder on a mounted file system."""
+        self.sh.ready()
+        self._fresh()
+        point, state = self.point(device), (kind, options, mkfs)
+        if self._mounted.get(device) == state:
+            self.sh(f"rm -rf {point}/t && mkdir {point}/t")
+            return f"{point}/t"
+        # The same mount was refused on this boot: it would be again, and mkfs takes time.
+        if (device, *state) in self._refused:
+            raise MountRefused(self._refused[device, *state])
+        self.release(device)
+        self.make(kind, device, mkfs)
+        try:
+            self.mount(kind, device, options)
+            self.sh(f"mkdir {point}/t; echo probe >{point}/probe")
+            # ext2 and xfs go on without DAX when they cannot have it.
+            if {"dax", "dax=always"} & set(options.split(",")) and not is_dax(self.sh, f"{point}/probe"):
+                raise MountRefused(f"mount -t {kind} -o {options} {device} succeeded, but files on it are not DAX")
+        except MountRefused as exc:
+            self._refused[device, *state] = str(exc)
+            self.release(device)
+            raise
+        self._mounted[device] = state
+        return f"{point}/t"
+
+    def make(self, kind: str, device: str, mkfs: str = "", size: str = "") -> None:
+        """mkfs; a size (ext2 and ext4 only) leaves the rest of the device unused."""
+        self.sh(f"{MKFS[kind]} {mkfs} {device} {size}", timeout=60)
+
+    def mount(self, kind: str, device: str, options: str = "") -> str:
+        """Mounts what is on the device; the caller takes care of it with release()."""
+        point = self.point(device)
+        status, out = self.sh.run(f"mkdir -p {point}; mount -t {kind} -o rw,{options} {device} {point}")
+        if status:
+            why = self.sh("dmesg | tail -n 3 | cut -d']' -f2-")
+            raise MountRefused(f"mount -t {kind} -o {options} {device} was refused: {out.strip()}; kernel log:\n{why}")
+        return point
+
+    def try_mount(self, kind: str, device: str, options: str = "") -> tuple[int, str]:
+        """A mount which may be refused: exit status of mount, and what the kernel log says of it."""
+        point = self.point(device)
+        mark = f"mount of {point} {self.sh.used}"
+        status, out = self.sh.run(
+            f"mkdir -p {point}; echo '{mark}' >/dev/kmsg; mount -t {kind} -o rw,{options} {device} {point}; s=$?; "
+            f"dmesg | sed '1,/{mark.replace('/', '.')}/d'; exit $s"
+        )
+        return status, out
+
+    def release(self, device: str) -> None:
+        """Unmounts whatever is mounted from the device."""
+        self._fresh()
+        self._mounted.pop(device, None)
+        self.sh(f"while grep -q '^{device} ' /proc/mounts; do umount {device} || exit 1; done")
+
+    def clean_up(self) -> None:
+        """After a test which worked by hand: no mounts, no device-mapper devices, no loop devices are left."""
+        self._mounted.clear()
+        self.sh(
+            "for i in 1 2 3; do awk '$2 ~ \"^/mnt\" {print $2}' /proc/mounts | sort -r | xargs -r umount; done; "
+            "losetup -D; dmsetup remove_all --retry; ! grep ' /mnt' /proc/mounts && [ \"$(dmsetup ls)\" = 'No devices found' ]",
+            timeout=30,
+        )
+
+    def check(self, kind: str, device: str) -> None:
+        """Unmounts, and demands that fsck finds nothing to mend."""
+        self.release(device)
+        self.sh(f"{FSCK[kind]} {device}", timeout=60)
+
+
+def is_dax(sh: Shell, path: str) -> bool:
+    """STATX_ATTR_DAX (0x200000) of a file, when the file system knows the attribute at all."""
+    out = sh(f"xfs_io -r -c 'statx -r' {path}")
+    values = {key: int(value, 16) for key, value in re.findall(r"stat\.(attributes\w*) = (0x[0-9a-f]+)", out)}
+    return bool(values["attributes"] & 0x200000)
+
+
+def cached_kib(sh: Shell) -> int:
+    """The size of the page cache."""
+    return int(sh("awk '$1 == \"Cached:\" {print $2}' /proc/meminfo"))
+
+
+@dataclass(frozen=True)
+class Point:
+    """One line of tests/daxprobe/points.def."""
+
+    group: str
+    name: str
+    needs: str
+    text: str
+
+
+def daxprobe_points(path: Path) -> list[Point]:
+    pattern = re.compile(r'^POINT\((\w+),\s*(\w+),\s*(\w+),\s*"(.*)"\)', re.MULTILINE)
+    return [Point(*match.groups()) for match in pattern.finditer(path.read_text())]

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Fixtures of the board tests, and the scan of the kernel log which makes each test answer for its own warnings."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from boardtools import CommandFailed, KernelComplaint, KernelLog, Region, Shell, Volumes, find_regions
+
+ROOT = Path(__file__).resolve().parents[2]
+LOG = pytest.StashKey[KernelLog]()
+# What the kernel said during a test so far
+TEXT = pytest.StashKey[str]()
+# A test may wait for one whole start of the board and then some; in seconds before the scale factor.
+TEST_LIMIT = 240
+
+
+# The kernel log ---------------------------------------------------------------------------------------------------
+
+
+def look(item: pytest.Item, when: str) -> list[str]:
+    """Collects the kernel log into the report and a file; returns the complaints in it."""
+    log = item.config.stash.get(LOG, None)
+    if log is None or not log.stale:
+        return []
+    text = log.look()
+    allowed = [marker.args[0] for marker in item.iter_markers("klog_allows")]
+    wrong = log.complaints(text, allowed)
+    item.stash[TEXT] = item.stash.get(TEXT, "") + text + "\n"
+    if text.strip():
+        item.add_report_section(when, "kernel log", "\n".join(text.splitlines()[-100:]))
+    folder = Path(item.config.getoption("board_logs")) / "kernel"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{file_name(item)}.log").write_text(item.stash[TEXT])
+    return wrong
+
+
+def file_name(item: pytest.Item) -> str:
+    return re.sub(r"[^\w.,=-]+", "_", item.nodeid.removeprefix("tests/board/"))
+
+
+def watched(item: pytest.Item, when: str) -> Generator[None, Any, Any]:
+    """Around one phase of a test: what the kernel says in it fails it, or stands beside its own failure."""
+    try:
+        result = yield
+    except BaseException as exc:
+        # Skipped, failed or interrupted: a second exception must not hide the first.
+        try:
+            wrong = look(item, when) if isinstance(exc, Exception | pytest.fail.Exception) else []
+        except Exception as second:
+            wrong = [f"(it cannot be read any more: {str(second).splitlines()[0]})"]
+        if wrong:
+            exc.add_note("The kernel log complains, too:\n" + "\n".join(wrong[:20]))
+        raise
+    wrong = look(item, when)
+    if wrong:
+        raise KernelComplaint(f"During the {when} of this test the kernel complained:\n" + "\n".join(wrong[:20]))
+    return result
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    log = item.config.stash.get(LOG, None)
+    if log is not None:
+        log.sh.announce(f"arm-pmem test {item.nodeid}")
+    item.stash[CONSOLE_START] = console_size(item.config)
+    try:
+        return (yield)
+    except Exception as exc:
+        # A warning in the setup is found by the next look, at the end of the test; there is none after an error.
+        try:
+            wrong = look(item, "setup")
+        except Exception:
+            wrong = []
+        if wrong:
+            exc.add_note("The kernel log complains, too:\n" + "\n".join(wrong[:20]))
+        raise
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    return (yield from watched(item, "call"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
+    try:
+        return (yield from watched(item, "teardown"))
+    finally:
+        save_console(item)
+
+
+# The console of each test, cut out of labgrid's log of the whole run ---------------------------------------------
+
+CONSOLE_START = pytest.StashKey[int]()
+
+
+def console_log(config: pytest.Config) -> Path | None:
+    folder = config.getoption("lg_log")
+    return Path(folder) / "console_main" if folder else None
+
+
+def console_size(config: pytest.Config) -> int:
+    log = console_log(config)
+    return log.stat().st_size if log and log.exists() else 0
+
+
+def save_console(item: pytest.Item) -> None:
+    log = console_log(item.config)
+    if log is None or not log.exists():
+        return
+    with log.open("rb") as stream:
+        stream.seek(item.stash.get(CONSOLE_START, 0))
+        said = stream.read()
+    if said:
+        folder = Path(item.config.getoption("board_logs")) / "console"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{file_name(item)}.log").write_bytes(said)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.pluginmanager.hasplugin("timeout"):
+        return
+    scale = float(os.environ.get("LG_TIMEOUT_SCALE", "1"))
+    for item in items:
+        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TEST_LIMIT * scale))
+
+
+# The target -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def _shell(strategy: Any, request: pytest.FixtureRequest) -> Iterator[Shell]:
+    shell = Shell(strategy)
+    import boardlib
+
+    try:
+        shell.ready()
+    except boardlib.BoardError as exc:
+        # A board that has never come up: there is nothing to test.
+        pytest.exit(f"{type(exc).__name__}: {exc}", returncode=3)
+    log = request.config.stash[LOG] = KernelLog(shell)
+    yield shell
+    # The last look, before labgrid switches the board off.
+    del request.config.stash[LOG]
+    wrong = [] if shell.reboot_wanted else log.complaints(log.look(), [])
+    if wrong:
+        raise KernelComplaint("When the last test was over the kernel complained:\n" + "\n".join(wrong[:20]))
+
+
+@pytest.fixture
+def sh(_shell: Shell, strategy: Any) -> Shell:
+    """The target's shell: sh("cmd") returns the output of a command which must succeed."""
+    _shell.ready()
+    return _shell
+
+
+@pytest.fixture(scope="session")
+def regions(_shell: Shell) -> list[Region]:
+    """The pmem regions of the board, by address."""
+    found = find_regions(_shell)
+    if not found:
+        raise CommandFailed("the target's device tree has no pmem-region")
+    return found
+
+
+@pytest.fixture(scope="session")
+def pmem(regions: list[Region]) -> Region:
+    """The persistent region; where there are several, the largest."""
+    return max((region for region in regions if not region.volatile), key=lambda region: region.size)
+
+
+@pytest.fixture(scope="session")
+def volatile_pmem(regions: list[Region]) -> Region:
+    """A region which the device tree calls volatile: only with the feature two-regions."""
+    return next(region for region in regions if region.volatile)
+
+
+@pytest.fixture(scope="session")
+def manifest() -> dict[str, Any]:
+    """What the build wrote about the images."""
+    path = ROOT / os.environ["LG_BUILDDIR"] / "manifest.json"
+    data: dict[str, Any] = json.loads(path.read_text())
+    return data
+
+
+class Machine:
+    """Operations on the whole board, which do not lose the kernel log of the time before."""
+
+    def __init__(self, strategy: Any, log: KernelLog) -> None:
+        self._strategy = strategy
+        self._log = log
+
+    def _before(self) -> None:
+        wrong = self._log.complaints(self._log.look(), [])
+        if wrong:
+            raise KernelComplaint("Before the board went down the kernel complained:\n" + "\n".join(wrong[:20]))
+
+    def reset(self) -> None:
+        self._before()
+        self._strategy.reset()
+
+    def reboot(self) -> None:
+        self._before()
+        self._strategy.reboot()
+
+    def power_cut(self) -> None:
+        self._before()
+        self._strategy.power_cut()
+
+    def read_memory(self, address: int, size: int) -> bytes:
+        """Physical memory from outside: only with the feature host-memory."""
+        data: bytes = self._strategy.power.read_memory(address, size)
+        return data
+
+
+@pytest.fixture(scope="session")
+def machine(_shell: Shell, strategy: Any, request: pytest.FixtureRequest) -> Machine:
+    """Resets and power cuts."""
+    return Machine(strategy, request.config.stash[LOG])
+
+
+# File systems -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def _volumes(_shell: Shell) -> Iterator[Volumes]:
+    volumes = Volumes(_shell)
+    yield volumes
+    if not _shell.reboot_wanted:
+        volumes.clean_up()
+
+
+@pytest.fixture
+def volumes(sh: Shell, _volumes: Volumes) -> Volumes:
+    """Makes and mounts file systems, and keeps them for the next test which wants the same."""
+    return _volumes
+
+
+@pytest.fixture
+def scratch(sh: Shell, volumes: Volumes) -> Iterator[Volumes]:
+    """For tests which work on the devices by hand: nothing is mounted before, nothing is left after."""
+    volumes.clean_up()
+    yield volumes
+    if not sh.reboot_wanted:
+        volumes.clean_up()
+
+
+@pytest.fixture
+def ext4_dax(volumes: Volumes, pmem: Region) -> str:
+    """An empty folder on ext4 with DAX for all files."""
+    return volumes.get("ext4", pmem.device, "dax=always")
+
+
+@pytest.fixture
+def nodax_dir(volumes: Volumes) -> str:
+    """An empty folder on a RAM disk's ext4: a disk like any other, without DAX."""
+    return volumes.get("ext4", "/dev/ram0")

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The kernel on the board is the one that was built, with the options that were asked for."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pytest
+from boardtools import Shell
+
+from tools import fragments
+
+ROOT = Path(__file__).resolve().parents[2]
+FRAGMENTS = sorted(path.name for path in (ROOT / "board/common").glob("*.config")) + ["linux.config"]
+# Which patch a fragment cannot do without
+NEEDS_SERIES = {"pmem.config": "E1"}
+
+
+@pytest.fixture(scope="module")
+def config(_shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The configuration which the running kernel tells."""
+    packed = base64.b64decode(_shell("base64 /proc/config.gz", timeout=60))
+    path = tmp_path_factory.mktemp("config") / "config"
+    path.write_bytes(gzip.decompress(packed))
+    return fragments.read_config(path)
+
+
+def test_the_release_is_the_one_that_was_built(sh: Shell, manifest: dict[str, Any]) -> None:
+    assert sh("uname -r") == manifest["kernel"]["release"]
+
+
+def test_the_machine_is_armv7(sh: Shell) -> None:
+    assert sh("uname -m") == "armv7l"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.series(NEEDS_SERIES[name])] if name in NEEDS_SERIES else [])
+        for name in FRAGMENTS
+    ],
+)
+def test_the_kernel_has_what_the_fragment_asks_for(
+    sh: Shell, config: dict[str, str], manifest: dict[str, Any], name: str
+) -> None:
+    board = ROOT / "board" / manifest["board"] / "linux.config"
+    asked = fragments.read(fragments.for_kernel(board, manifest["kernel"]["variant"]))
+    mine = {symbol: request for symbol, request in asked.items() if request.file.name == name}
+    assert mine
+    assert [f"{one.text} ({one.place})" for one in fragments.missed(mine, config)] == []
+
+
+@pytest.mark.series("E1")
+def test_the_kernel_has_fs_dax(sh: Shell, config: dict[str, str]) -> None:
+    assert config.get("FS_DAX") == "y"
+
+
+def test_the_data_cache_is_of_the_kind_that_the_board_has(sh: Shell, env: Any) -> None:
+    line = sh("dmesg | grep -i 'data cache' | grep CPU:")
+    aliasing = "VIVT" in line or "VIPT aliasing" in line
+    assert aliasing == ("dcache-aliasing" in env.get_target_features())
+
+
+def test_nothing_has_tainted_the_kernel(sh: Shell) -> None:
+    assert sh("cat /proc/sys/kernel/tainted") == "0"
+
+
+def test_all_processors_of_the_device_tree_run(sh: Shell) -> None:
+    assert sh("nproc") == sh("ls -d /proc/device-tree/cpus/cpu@* | wc -l")
+
+
+def test_the_image_is_the_one_that_was_built(sh: Shell, manifest: dict[str, Any]) -> None:
+    release = dict(line.split("=", 1) for line in sh("cat /etc/arm-pmem-release").splitlines())
+    assert release["IMAGE"] == manifest["image"]
+    assert release["SERIES"] == manifest["series"]["name"]
+    assert release["SERIES_HASH"] == manifest["series"]["sha256"]
