@@ -1,0 +1,1 @@
+"""The host programs which the Makefile calls."""

@@ -1,0 +1,40 @@
+"""The boards: every folder board/<name>/ which holds a kernel fragment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.common import ROOT, UserError
+
+
+@dataclass(frozen=True)
+class Board:
+    name: str
+    folder: Path
+
+    @property
+    def summary(self) -> str:
+        """The first line of the board's readme.txt says what the board is."""
+        readme = self.folder / "readme.txt"
+        return readme.read_text().splitlines()[0] if readme.exists() else "(no readme.txt)"
+
+    @property
+    def kernel_fragment(self) -> Path:
+        return self.folder / "linux.config"
+
+    @property
+    def overlay(self) -> Path:
+        return self.folder / "pmem.dtso"
+
+
+def boards(root: Path = ROOT) -> list[Board]:
+    found = sorted((root / "board").glob("*/linux.config"))
+    return [Board(path.parent.name, path.parent) for path in found]
+
+
+def board(name: str, root: Path = ROOT) -> Board:
+    known = {one.name: one for one in boards(root)}
+    if name not in known:
+        raise UserError(f"unknown board '{name}': the boards are {', '.join(known)} (`make list`)")
+    return known[name]

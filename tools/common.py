@@ -1,0 +1,116 @@
+"""What all tools share: places, errors for the user, child processes, files written whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUT = ROOT / "output"
+CROSS_COMPILE = "arm-linux-gnueabihf-"
+
+
+class UserError(Exception):
+    """One sentence for the user: the cause, and how to mend it."""
+
+
+def entry(main: Callable[[], int]) -> None:
+    """Run a program's main(); errors for the user become one line and exit status 1."""
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:  # `… | head`: nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def display(path: Path) -> str:
+    """A path as the user would type it from the project's root."""
+    try:
+        return str(path.resolve().relative_to(ROOT))
+    except ValueError:
+        return str(path)
+
+
+def need_tools(names: Iterable[str]) -> None:
+    missing = [name for name in names if shutil.which(name) is None]
+    if missing:
+        raise UserError(f"{', '.join(missing)} not found on this machine: run `make deps`")
+
+
+def run(
+    command: Sequence[str | Path],
+    *,
+    what: str,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: str | None = None,
+    timeout: float = 600,
+) -> str:
+    """Run a short command and return its standard output; its failure is an error for the user."""
+    try:
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} not found on this machine: run `make deps`") from error
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"{what}: no end after {timeout:.0f} s ({command[0]})") from error
+    if done.returncode:
+        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        raise UserError(f"{what}: {' / '.join(lines[-3:]) or f'exit status {done.returncode}'}")
+    return done.stdout
+
+
+def sha256(data: bytes | Path) -> str:
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()
+    with data.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old or the new content, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file; untouched (with its time stamp) when the bytes are the same."""
+    data = source.read_bytes()
+    if not target.exists() or target.read_bytes() != data:
+        write_whole(target, data)

@@ -1,0 +1,101 @@
+"""Kernel configuration fragments: what they ask for, and whether it was granted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.common import ROOT, UserError, display
+
+_SET = re.compile(r"CONFIG_(\w+)=(.*)")
+_UNSET = re.compile(r"# CONFIG_(\w+) is not set")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One line of a fragment: this symbol shall have this value."""
+
+    symbol: str
+    value: str
+    file: Path
+    line: int
+
+    @property
+    def place(self) -> str:
+        return f"{display(self.file)}:{self.line}"
+
+    @property
+    def text(self) -> str:
+        return assignment(self.symbol, self.value)
+
+
+def assignment(symbol: str, value: str) -> str:
+    return f"# CONFIG_{symbol} is not set" if value == "n" else f"CONFIG_{symbol}={value}"
+
+
+def parse_line(text: str) -> tuple[str, str] | None:
+    """(symbol, value) of a line of a fragment or .config; None for a comment or an empty line."""
+    text = text.strip()
+    found = _SET.fullmatch(text)
+    if found:
+        return found[1], found[2]
+    found = _UNSET.fullmatch(text)
+    if found:
+        return found[1], "n"
+    if not text or text.startswith("#"):
+        return None
+    raise ValueError(text)
+
+
+def read(files: Iterable[Path]) -> dict[str, Request]:
+    """The requests of all fragments; of two for one symbol, the last one counts."""
+    requests: dict[str, Request] = {}
+    for file in files:
+        for number, text in enumerate(file.read_text().splitlines(), 1):
+            try:
+                parsed = parse_line(text)
+            except ValueError:
+                raise UserError(
+                    f"{display(file)}:{number}: '{text.strip()}' is neither CONFIG_X=value, "
+                    f"'# CONFIG_X is not set' nor a comment"
+                ) from None
+            if parsed:
+                requests[parsed[0]] = Request(*parsed, file, number)
+    return requests
+
+
+def merged(requests: dict[str, Request]) -> str:
+    """The requests as one file for KCONFIG_ALLCONFIG."""
+    return "".join(f"{request.text}\n" for request in requests.values())
+
+
+def read_config(path: Path) -> dict[str, str]:
+    """The values in a .config; a symbol that is not there counts as n."""
+    values: dict[str, str] = {}
+    for text in path.read_text().splitlines():
+        try:
+            parsed = parse_line(text)
+        except ValueError:
+            continue
+        if parsed:
+            values[parsed[0]] = parsed[1]
+    return values
+
+
+def missed(requests: dict[str, Request], config: dict[str, str]) -> list[Request]:
+    """The requests which the final .config does not grant."""
+    return [one for one in requests.values() if config.get(one.symbol, "n") != one.value]
+
+
+def for_kernel(board_fragment: Path, variant: str = "", root: Path = ROOT) -> list[Path]:
+    """The fragments of a build, in the order in which they override each other."""
+    common = root / "board/common"
+    files = [*sorted(common.glob("*.config")), board_fragment]
+    if variant:
+        known = sorted(path.stem for path in (common / "variants").glob("*.config"))
+        if variant not in known:
+            raise UserError(f"unknown VARIANT '{variant}': the variants are {', '.join(known)}")
+        files.append(common / "variants" / f"{variant}.config")
+    return files

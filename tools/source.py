@@ -1,0 +1,246 @@
+"""The kernel source: Debian's source package in a git repository, with our series on a branch.
+
+output/linux-<X.Y>/ is made once. Tag `base` is the source as Debian ships it, branch `arm-pmem` is
+base + `git am` of patches/linux/<X.Y>/*.patch. When patches change, the branch is made again, from
+the last patch that did not change. A developer's own edits there are never touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.common import OUTPUT, ROOT, UserError, display, run, say, sha256, write_whole
+
+BRANCH = "arm-pmem"
+BASE = "base"
+TARBALLS = Path(os.environ.get("KERNEL_TARBALLS", "/usr/src"))
+
+# Nothing of the user's own git set-up (signing, hooks, names) may change what a build gives.
+GIT = [
+    "git",
+    *("-c", "commit.gpgSign=false"),
+    *("-c", "core.hooksPath=/dev/null"),
+    *("-c", "core.autocrlf=false"),
+    *("-c", "am.threeWay=false"),
+    *("-c", "gc.auto=0"),
+    *("-c", "advice.detachedHead=false"),
+]
+IDENTITY = {
+    "GIT_AUTHOR_NAME": "arm-pmem",
+    "GIT_AUTHOR_EMAIL": "arm-pmem@localhost",
+    "GIT_COMMITTER_NAME": "arm-pmem",
+    "GIT_COMMITTER_EMAIL": "arm-pmem@localhost",
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """The patches of one kernel line, in their order; `name` is 6.1 or none."""
+
+    name: str
+    patches: tuple[Path, ...]
+
+    @property
+    def hashes(self) -> list[str]:
+        return [sha256(patch) for patch in self.patches]
+
+    @property
+    def hash(self) -> str:
+        return sha256("\n".join(self.hashes).encode())
+
+
+def kernel_lines(root: Path = ROOT) -> list[str]:
+    return sorted(path.name for path in (root / "patches/linux").glob("*/") if path.is_dir())
+
+
+def series(kernel: str, root: Path = ROOT) -> Series:
+    known = kernel_lines(root)
+    if kernel not in known:
+        raise UserError(
+            f"unknown KERNEL '{kernel}': there are patches for {', '.join(known) or 'none yet'}"
+        )
+    folder = root / "patches/linux" / kernel
+    return Series(kernel, tuple(sorted(folder.glob("*.patch"))))
+
+
+class Repository:
+    """The git repository of one kernel line."""
+
+    def __init__(self, kernel: str, output: Path = OUTPUT, tarballs: Path = TARBALLS) -> None:
+        self.kernel = kernel
+        self.path = output / f"linux-{kernel}"
+        self.unpatched = output / f"linux-{kernel}-unpatched"
+        self.tarball = tarballs / f"linux-source-{kernel}.tar.xz"
+
+    def git(self, *arguments: str, cwd: Path | None = None, what: str = "") -> str:
+        command = [*GIT, *arguments]
+        what = what or f"git {arguments[0]} in {display(cwd or self.path)}"
+        return run(command, cwd=cwd or self.path, env=IDENTITY, what=what).strip()
+
+    def epoch(self) -> int:
+        """The date of the pristine source: SOURCE_DATE_EPOCH of all that is built from it."""
+        return int(self.git("log", "-1", "--format=%ct", BASE))
+
+    # --- making it ---------------------------------------------------------------------------
+
+    def unpack(self) -> None:
+        """Make the repository from the tarball; it appears whole or not at all."""
+        if (self.path / ".git").exists():
+            return
+        if self.path.exists():
+            raise UserError(f"{display(self.path)} is not a git repository: remove it")
+        if not self.tarball.exists():
+            raise UserError(f"{self.tarball} not found on this machine: run `make deps`")
+        say(f"unpacking {self.tarball} to {display(self.path)} (once)")
+        work = self.path.with_name(f".{self.path.name}.tmp")
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        try:
+            run(
+                ["tar", "xf", self.tarball, "-C", work, "--strip-components=1", "--no-same-owner"],
+                what=f"{self.tarball} cannot be unpacked",
+            )
+            # tar restores mtimes, so that the top Makefile tells when Debian made this source.
+            date = f"{int((work / 'Makefile').stat().st_mtime)} +0000"
+            dates = {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
+            what = f"a git repository of {self.tarball}"
+            for command in (
+                ["init", "--quiet", "--initial-branch", BRANCH],
+                # Fast rather than small, and no time stamps of the tarball in the index to check.
+                ["config", "core.looseCompression", "1"],
+                ["add", "--all", "--force"],
+                ["commit", "--quiet", "-m", f"linux-source-{self.kernel} of Debian"],
+                ["tag", BASE],
+            ):
+                run([*GIT, *command], cwd=work, env={**IDENTITY, **dates}, what=what)
+            work.rename(self.path)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+
+    # --- the series --------------------------------------------------------------------------
+
+    @property
+    def _memory(self) -> Path:
+        return self.path / ".git" / "arm-pmem.json"
+
+    def _remembered(self) -> tuple[list[str], str]:
+        """Patch hashes that were applied last, and the commit which that gave."""
+        if not self._memory.exists():
+            return [], self.git("rev-parse", BASE)
+        memory = json.loads(self._memory.read_text())
+        return list(memory["patches"]), str(memory["head"])
+
+    def _edited(self, head: str) -> str:
+        """What a developer did here since the series was applied, or ''."""
+        if (self.path / ".git/rebase-apply").exists() or (self.path / ".git/rebase-merge").exists():
+            return "a git am or rebase under way"
+        if self.git("rev-parse", "HEAD") != head:
+            return "own commits or another branch"
+        if self.git("status", "--porcelain", "--untracked-files=no"):
+            return "uncommitted edits"
+        return ""
+
+    def prepare(self, wanted: Series) -> Path:
+        """Bring the work tree to base + the series and return its path."""
+        self.unpack()
+        applied, head = self._remembered()
+        hashes = wanted.hashes
+        edits = self._edited(head)
+        if edits and hashes != applied:
+            raise UserError(
+                f"{display(self.path)} holds {edits} and the patches in patches/linux/"
+                f"{self.kernel} changed too: save your work as patches, then "
+                f"`git -C {display(self.path)} checkout -f {BRANCH} && "
+                f"git -C {display(self.path)} reset --hard {head[:12]}`"
+            )
+        if edits:
+            say(f"{display(self.path)} holds {edits}: built as it is")
+        elif hashes != applied:
+            self._apply(wanted, applied, head)
+        return self.path
+
+    def _apply(self, wanted: Series, applied: list[str], head: str) -> None:
+        hashes = wanted.hashes
+        same = 0
+        while same < min(len(hashes), len(applied)) and hashes[same] == applied[same]:
+            same += 1
+        commits = self.git("rev-list", "--reverse", f"{BASE}..{head}").split()
+        start = commits[same - 1] if same else BASE
+        self.git("checkout", "--quiet", "-B", BRANCH, head)
+        self.git("reset", "--quiet", "--hard", start)
+        say(f"applying {len(hashes) - same} of {len(hashes)} patches to {display(self.path)}")
+        try:
+            for patch in wanted.patches[same:]:
+                self._apply_one(patch)
+        except BaseException:
+            if (self.path / ".git/rebase-apply").exists():
+                self.git("am", "--abort")
+            self.git("reset", "--quiet", "--hard", head)
+            raise
+        memory = {"patches": hashes, "head": self.git("rev-parse", "HEAD")}
+        write_whole(self._memory, json.dumps(memory, indent=1) + "\n")
+
+    def _apply_one(self, patch: Path) -> None:
+        """`git am` knows no fuzz; its committer date is the author's, for the same commit ids."""
+        done = subprocess.run(
+            [*GIT, "am", "--quiet", "--committer-date-is-author-date", str(patch)],
+            cwd=self.path,
+            env={**os.environ, **IDENTITY},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=120,
+            check=False,
+        )
+        if done.returncode:
+            raise UserError(
+                f"{display(patch)} does not apply to Linux {self.kernel}: "
+                f"{why_not(patch.read_text(errors='replace'), done.stdout + done.stderr)}; "
+                f"the source tree is left as it was"
+            )
+
+    def pristine(self) -> Path:
+        """A second work tree at tag base, for SERIES=none."""
+        self.unpack()
+        if not self.unpatched.exists():
+            self.git("worktree", "prune")
+            self.git("worktree", "add", "--quiet", "--detach", str(self.unpatched), BASE)
+        return self.unpatched
+
+
+def why_not(patch: str, complaint: str) -> str:
+    """Turn git's complaint into the file and the hunk."""
+    failed = re.search(r"error: patch failed: (.+):(\d+)", complaint)
+    if failed:
+        name, line = failed[1], failed[2]
+        hunk = hunk_number(patch, name, int(line))
+        return f"{name}, hunk {f'#{hunk} ' if hunk else ''}(at line {line}) does not match"
+    missing = re.search(r"error: (.+): (does not exist in index|already exists in .*)", complaint)
+    if missing:
+        return f"{missing[1]} {missing[2].replace('does not exist in index', 'does not exist')}"
+    lines = [line for line in complaint.splitlines() if line.strip()]
+    return lines[0] if lines else "git am gave no reason"
+
+
+def hunk_number(patch: str, name: str, line: int) -> int | None:
+    """Which hunk of file `name` starts at `line` of the old file."""
+    current, number = "", 0
+    for text in patch.splitlines():
+        if text.startswith("--- "):
+            current, number = text[4:].split("\t")[0].removeprefix("a/"), 0
+        elif text.startswith("+++ ") and text[4:] != "/dev/null":
+            current = text[4:].split("\t")[0].removeprefix("b/")
+        hunk = re.match(r"@@ -(\d+)", text)
+        if hunk:
+            number += 1
+            if current == name and int(hunk[1]) == line:
+                return number
+    return None
