@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the points of daxprobe share. A point is a function that returns when the behaviour
+ * holds and calls CHECK() or fail() when it does not. It runs in a process of its own, with
+ * its own empty directories, under an alarm; the runner (daxprobe.c) removes whatever it left.
+ */
+#ifndef DAXPROBE_H
+#define DAXPROBE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* From <linux/mman.h> and <linux/fs.h>, whose inclusion collides with glibc's own headers. */
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+#ifndef STATX_ATTR_DAX
+#define STATX_ATTR_DAX 0x00200000
+#endif
+
+#define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
+#define __unused __attribute__((unused))
+#define __noreturn __attribute__((noreturn))
+#define __printf(fmt, args) __attribute__((format(printf, fmt, args)))
+
+/* One prototype per line of points.def: `daxprobe --list` can not name what does not exist. */
+#define POINT(group, name, needs, text) void point_##name(void);
+#include "points.def"
+#undef POINT
+
+/* Set by the runner before it starts a point. */
+extern size_t page;		/* bytes in a page */
+extern const char *point_dir;	/* the point's directory on the file system under test */
+extern const char *plain_dir;	/* the same on the file system without DAX (needs NODAX) */
+
+/* Verdicts: the reason goes to the runner, which prints it as a TAP diagnostic. */
+extern int reason_fd;
+void fail(const char *fmt, ...) __noreturn __printf(1, 2);
+
+#define CHECK(cond, ...)			\
+	do {					\
+		if (!(cond))			\
+			fail(__VA_ARGS__);	\
+	} while (0)
+
+/* A call that has to fail, and how: ret is -1 and errno the wanted one. */
+#define CHECK_ERRNO(call, wanted) check_errno((long)(call), wanted, #call)
+void check_errno(long ret, int wanted, const char *call);
+
+/* Files: whatever goes wrong here is a failure of the point. */
+const char *in_dir(const char *dir, const char *name);
+int create_in(const char *dir, const char *name, int flags);
+int create(const char *name);				/* empty */
+int create_hole(const char *name, off_t size);		/* no block behind it */
+int create_filled(const char *name, size_t size, unsigned int seed);
+void put(int fd, const void *buf, size_t len, off_t off);	/* pwrite, all of it */
+void get(int fd, void *buf, size_t len, off_t off);		/* pread, all of it */
+void resize(int fd, off_t size);
+off_t file_size(int fd);
+bool file_is_dax(int fd);
+void copy_file(int from, int to);
+
+/* Memory */
+uint8_t *map(int fd, size_t len, int prot, int flags, off_t off);
+uint8_t *map_shared(int fd, size_t len);		/* read-write, from offset 0 */
+uint8_t *map_private(int fd, size_t len);
+uint8_t *reserve(size_t len, size_t align);		/* address space for MAP_FIXED */
+void *aligned_buffer(size_t len);			/* ordinary memory, page-aligned */
+
+/*
+ * Patterns: the byte at offset `off` depends on the seed and on the offset, so that a page that
+ * stands in the wrong place is noticed as well as a stale one.
+ */
+uint8_t pattern(unsigned int seed, size_t off);
+void fill(void *buf, size_t len, unsigned int seed, size_t off);
+void verify(const void *buf, size_t len, unsigned int seed, size_t off, const char *what);
+void verify_zero(const void *buf, size_t len, const char *what);
+void verify_file(int fd, size_t len, unsigned int seed, size_t off, const char *what);
+
+/* The signal that one load or one store gets, 0 for none. */
+int signal_of_load(const volatile uint8_t *p);
+int signal_of_store(volatile uint8_t *p);
+void check_signal(int got, int wanted, const char *what);
+
+long minor_faults(void);
+
+/* Children of a point: fail() works in them; join() fails the point when they did. */
+pid_t start(void (*fn)(void *arg), void *arg);
+void join(pid_t pid);
+
+/* A baton between the point and one child: whoever holds it may go on. */
+struct baton {
+	int to_child[2];
+	int to_parent[2];
+};
+
+void baton_make(struct baton *b);
+void baton_to_child(struct baton *b);
+void baton_to_parent(struct baton *b);
+void baton_await_child(struct baton *b);	/* called by the parent */
+void baton_await_parent(struct baton *b);	/* called by the child */
+
+/* exec.c: what the copy of this program on the DAX mount does. */
+int selftest(int token);
+
+/* records.c: the subcommands for power-cut tests, and their checker. */
+struct record_report {
+	uint32_t highest;	/* last sequence number whose record is whole */
+	uint32_t valid;		/* whole records */
+	uint32_t torn;		/* neither whole nor never written */
+	uint32_t missing;	/* not whole, below the highest */
+	uint32_t first_bad;	/* first sequence number that is not whole */
+};
+
+enum record_sync { BY_MSYNC, BY_FSYNC };
+
+int records_write(const char *path, uint32_t count, enum record_sync how, bool acknowledge);
+int records_check(const char *path, struct record_report *report);
+size_t record_size(void);
+
+#endif
