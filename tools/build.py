@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools import fragments, rootfs
-from tools.boards import Board, board
+from tools.boards import Board, board, boards
 from tools.common import (
     CROSS_COMPILE,
     OUTPUT,
@@ -30,6 +30,7 @@ from tools.kernel import Kernel
 from tools.source import Repository, Series, series
 
 DEFAULT_KERNEL = "6.1"
+DEFAULT_BOARD = "board"
 TOOLS = [f"{CROSS_COMPILE}gcc", "gcc", "make", "git", "flex", "bison", "bc", "dtc", "xz"]
 
 
@@ -40,7 +41,7 @@ class Product:
     board: Board
     kernel: str
     out: Path
-    variant: str = ""
+    variants: tuple[str, ...] = ()
     unpatched: bool = False
 
     @property
@@ -48,10 +49,9 @@ class Product:
         return self.out / "images"
 
 
-def kernel_folder(kernel: str, variant: str, unpatched: bool) -> Path:
+def kernel_folder(kernel: str, variants: tuple[str, ...], unpatched: bool) -> Path:
     """make kernel: every flavour has a folder of its own, so that switching costs nothing."""
-    name = f"kernel-{kernel}{f'-{variant}' if variant else ''}{'-unpatched' if unpatched else ''}"
-    return OUTPUT / name
+    return OUTPUT / "-".join(["kernel", kernel, *variants, *(["unpatched"] if unpatched else [])])
 
 
 def build(product: Product) -> None:
@@ -70,7 +70,7 @@ def build(product: Product) -> None:
         localversion="" if product.unpatched else "-arm-pmem",
         misses_allowed=product.unpatched,
     )
-    kernel.configure(fragments.for_kernel(product.board.kernel_fragment, product.variant))
+    kernel.configure(fragments.for_kernel(product.board.kernel_fragment, product.variants))
     say(f"building Linux {product.kernel} in {display(kernel.build)}")
     kernel.make(product.out / "kernel.log")
     images = product.images
@@ -89,7 +89,7 @@ def build(product: Product) -> None:
             "KERNEL": kernel.release,
             "SERIES": patches.name,
             "SERIES_HASH": patches.hash,
-            "VARIANT": product.variant or "none",
+            "VARIANT": ",".join(product.variants) or "none",
         },
         programs=target_programs(product),
     )
@@ -98,17 +98,14 @@ def build(product: Product) -> None:
         "board": product.board.name,
         "image": "minimal",
         "project": describe(),
-        "kernel": {"line": product.kernel, "release": kernel.release, "variant": product.variant},
+        "kernel": {"line": product.kernel, "release": kernel.release, "variants": product.variants},
         "series": {
             "name": patches.name,
             "sha256": patches.hash,
             "patches": [patch.name for patch in patches.patches],
         },
         "source_date_epoch": epoch,
-        "files": {
-            path.name: {"size": path.stat().st_size, "sha256": sha256(path)}
-            for path in [*made, overlay]
-        },
+        "files": {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in [*made, overlay]},
         "debian": {"suites": picked.suites, "packages": picked.packages},
     }
     write_whole(images / "manifest.json", json.dumps(manifest, indent=2) + "\n")
@@ -163,19 +160,130 @@ def budget(product: Product, seconds: float) -> None:
     )
 
 
+# --- what the Makefile calls -------------------------------------------------------------------
+
+
+def image_type(wanted: str, *, at_end: bool = False) -> str:
+    """IMAGE=auto|minimal|buildroot; what `auto` came to is said at the start and at the end."""
+    if wanted == "buildroot":
+        raise UserError("IMAGE=buildroot is not there yet: use IMAGE=minimal (or auto, which is minimal now)")
+    if wanted not in ("auto", "minimal"):
+        raise UserError(f"unknown IMAGE '{wanted}': it is auto, minimal or buildroot")
+    if wanted == "auto":
+        verb = "was" if at_end else "is"
+        say(f"IMAGE=auto: this {verb} the minimal image (the Buildroot image is not there yet)")
+    return "minimal"
+
+
+def configuration(out: Path) -> Path:
+    return out / "board.json"
+
+
+def current() -> Path:
+    """Which output folder the last `make <board>_defconfig` without O= configured."""
+    return OUTPUT / "current"
+
+
+def do_list(options: argparse.Namespace) -> None:
+    for one in boards():
+        say(f"{one.name:20} {one.summary}")
+
+
+def do_configure(options: argparse.Namespace) -> None:
+    chosen = board(options.board)
+    image_type(options.image)
+    series(options.kernel)
+    out = options.out or OUTPUT / chosen.name
+    settings = {"board": chosen.name, "kernel": options.kernel, "image": options.image}
+    write_whole(configuration(out), json.dumps(settings) + "\n")
+    if options.out is None:
+        write_whole(current(), f"{chosen.name}\n")
+    say(f"{display(out)} is configured for {chosen.name}: {chosen.summary}")
+
+
+def do_board(options: argparse.Namespace) -> None:
+    """The product of the configured board."""
+    out = options.out
+    if out is None:
+        if options.board:
+            out = OUTPUT / board(options.board).name
+        elif current().exists():
+            out = OUTPUT / current().read_text().strip()
+    if out is None or not configuration(out).exists():
+        names = " or ".join(f"`make {one.name}_defconfig`" for one in boards())
+        where = f" in {display(out)}" if out else ""
+        raise UserError(f"no board is configured{where}: run {names} first")
+    settings = json.loads(configuration(out).read_text())
+    image = options.image or settings["image"]
+    image_type(image)
+    kernel = options.kernel or settings["kernel"]
+    build(Product(board(settings["board"]), kernel, out.resolve()))
+    image_type(image, at_end=True)
+
+
+def do_kernel(options: argparse.Namespace) -> None:
+    """The kernel developer's loop."""
+    variants = tuple(options.variant.replace(",", " ").split())
+    unpatched = options.series == "none"
+    out = options.out or kernel_folder(options.kernel, variants, unpatched)
+    chosen = board(options.board or DEFAULT_BOARD)
+    build(Product(chosen, options.kernel, out.resolve(), variants, unpatched))
+
+
+def do_clean(options: argparse.Namespace) -> None:
+    """Remove what was built; kernel sources and fetched packages stay."""
+    made = [OUTPUT / one.name for one in boards()]
+    made += [path for path in OUTPUT.glob("*/") if path.name.startswith("kernel-")]
+    made += [OUTPUT / "check", OUTPUT / "test", *([options.out] if options.out else [])]
+    for path in made:
+        if (path / "images").is_dir() or path.parent == OUTPUT:
+            shutil.rmtree(path, ignore_errors=True)
+    current().unlink(missing_ok=True)
+
+
+def do_distclean(options: argparse.Namespace) -> None:
+    """Remove everything that is not in git; but nobody's edits in a kernel source tree."""
+    for path in OUTPUT.glob("linux-*/.git"):
+        if path.is_dir():
+            repository = Repository(path.parent.name.removeprefix("linux-"))
+            edits = repository.edits()
+            if edits:
+                raise UserError(f"{display(repository.path)} holds {edits}: save them, or remove that folder yourself")
+    shutil.rmtree(OUTPUT, ignore_errors=True)
+    shutil.rmtree(ROOT / ".venv", ignore_errors=True)
+
+
+def out_folder(name: str) -> Path | None:
+    return Path(name).absolute() if name else None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tools.build", description=__doc__)
-    parser.add_argument("--board", default="board")
-    parser.add_argument("--kernel", default=DEFAULT_KERNEL)
-    parser.add_argument("--out", type=Path, help="default: output/kernel-<kernel>…")
-    parser.add_argument("--variant", default="", help="debug, nohighmem …")
-    parser.add_argument("--series", choices=["patched", "none"], default="patched")
+    # The Makefile hands every variable over as it is: empty means not given.
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--out", type=out_folder, default=None, metavar="DIR")
+    common.add_argument("--board", default="")
+    common.add_argument("--kernel", default="")
+    common.add_argument("--image", default="")
+    common.add_argument("--variant", default="", help="debug, nohighmem, or both")
+    common.add_argument("--series", choices=["patched", "none"], default="patched")
+    commands = parser.add_subparsers(required=True)
+    for name, function in {
+        "list": do_list,
+        "configure": do_configure,
+        "board": do_board,
+        "kernel": do_kernel,
+        "clean": do_clean,
+        "distclean": do_distclean,
+    }.items():
+        command = commands.add_parser(name, parents=[common], help=function.__doc__)
+        command.set_defaults(function=function)
     options = parser.parse_args()
-    unpatched = options.series == "none"
-    out = options.out or kernel_folder(options.kernel, options.variant, unpatched)
-    build(
-        Product(board(options.board), options.kernel, out.resolve(), options.variant, unpatched)
-    )
+    if options.function in (do_configure, do_kernel):
+        options.kernel = options.kernel or DEFAULT_KERNEL
+    if options.function is do_configure:
+        options.image = options.image or "auto"
+    options.function(options)
     return 0
 
 

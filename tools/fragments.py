@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,13 +89,15 @@ def missed(requests: dict[str, Request], config: dict[str, str]) -> list[Request
     return [one for one in requests.values() if config.get(one.symbol, "n") != one.value]
 
 
-def for_kernel(board_fragment: Path, variant: str = "", root: Path = ROOT) -> list[Path]:
+def for_kernel(board_fragment: Path, variants: Sequence[str] = (), root: Path = ROOT) -> list[Path]:
     """The fragments of a build, in the order in which they override each other."""
     common = root / "board/common"
-    files = [*sorted(common.glob("*.config")), board_fragment]
-    if variant:
-        known = sorted(path.stem for path in (common / "variants").glob("*.config"))
+    known = {path.stem: path for path in sorted((common / "variants").glob("*.config"))}
+    for variant in variants:
         if variant not in known:
             raise UserError(f"unknown VARIANT '{variant}': the variants are {', '.join(known)}")
-        files.append(common / "variants" / f"{variant}.config")
-    return files
+    return [
+        *sorted(common.glob("*.config")),
+        board_fragment,
+        *(known[variant] for variant in variants),
+    ]

@@ -67,9 +67,8 @@ class Kernel:
         wanted = fragments.merged(requests)
         stamp = self.build / ".arm-pmem-config"
         inputs = self._config_inputs(files)
-        if stamp.exists() and self.config.exists():
-            if json.loads(stamp.read_text()) == [inputs, sha256(self.config)]:
-                return
+        if stamp.exists() and self.config.exists() and json.loads(stamp.read_text()) == [inputs, sha256(self.config)]:
+            return
         self.build.mkdir(parents=True, exist_ok=True)
         allconfig = self.build / "arm-pmem.config"
         write_whole(allconfig, wanted)

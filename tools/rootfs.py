@@ -17,7 +17,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from tools.common import (
@@ -37,7 +37,7 @@ SUITE = "bookworm"
 DEBIAN_ARCH = "armhf"
 LIBRARY_FOLDERS = ("lib/arm-linux-gnueabihf", "usr/lib/arm-linux-gnueabihf", "lib", "usr/lib")
 LOADER = "lib/ld-linux-armhf.so.3"
-FOLDERS = "bin dev etc lib mnt opt proc root run sbin sys tmp usr usr/bin usr/lib usr/sbin var".split()
+FOLDERS = ["bin", "dev", "etc", "lib", "mnt", "opt", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "var"]
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,7 @@ def archives() -> list[Archive]:
     for line in listed.splitlines():
         origin, component, codename, uri = line.split("|", 3)
         if origin == "Debian" and component == "main" and codename.split("-")[0] == SUITE:
-            found.setdefault(
-                codename, Archive(uri, codename, str(keyring) if keyring.exists() else "")
-            )
+            found.setdefault(codename, Archive(uri, codename, str(keyring) if keyring.exists() else ""))
     if SUITE not in found:
         raise UserError(
             f"apt on this machine knows no Debian '{SUITE}' archive: add one to "
@@ -127,9 +125,7 @@ class Picked:
 def debian(packages_file: Path, cache: Path = OUTPUT / "cache") -> Picked:
     """The files of the Debian packages, from the cache or by mmdebstrap."""
     wanted = read_packages(packages_file)
-    key = sha256(
-        json.dumps([asdict(wanted), SUITE, DEBIAN_ARCH, sha256(Path(__file__))]).encode()
-    )[:16]
+    key = sha256(json.dumps([asdict(wanted), SUITE, DEBIAN_ARCH, sha256(Path(__file__))]).encode())[:16]
     folder = cache / f"debian-{key}"
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -160,10 +156,11 @@ def fetch(packages: Iterable[str], tarball: Path) -> list[str]:
     except UserError as error:
         # A mirror may be behind with one architecture of the security or updates suite: the image
         # is then made of the release alone, and says so here and in its manifest.
-        broken = [one for one in sources[1:] if one.uri in str(error) and one.suite in str(error)]
+        broken = [one for one in sources[1:] if f"/{one.suite}/" in str(error)]
         if not broken:
             raise
-        say(f"warning: {', '.join(one.suite for one in broken)} left out: {error}")
+        names = ", ".join(one.suite for one in broken)
+        say(f"warning: {names} left out, the mirror's {DEBIAN_ARCH} index of it is broken: {error}")
         sources = [one for one in sources if one not in broken]
         mmdebstrap(packages, tarball, sources)
     return [one.suite for one in sources]
@@ -206,7 +203,7 @@ class Picker:
     def __init__(self, tarball: Path, folder: Path, wanted: Wanted) -> None:
         self.wanted = wanted
         self.result = Picked(folder)
-        self.tar = tarfile.open(tarball)
+        self.tar = tarfile.open(tarball)  # noqa: SIM115 (closed by pick())
         self.members = {os.path.normpath(one.name): one for one in self.tar}
         self.stub_users: dict[str, list[Path]] = {}
 
@@ -216,9 +213,7 @@ class Picker:
             listing = self.tar.extractfile(self.members["arm-pmem-packages"])
             assert listing
             names = [name for name in listing.read().decode().split() if name.endswith(".deb")]
-            self.result.packages = sorted(
-                "=".join(name.replace("%3a", ":").split("_")[:2]) for name in names
-            )
+            self.result.packages = sorted("=".join(name.replace("%3a", ":").split("_")[:2]) for name in names)
             for path in self.wanted.paths:
                 if path not in self.members:
                     raise UserError(f"no package of board/common/packages.txt holds '{path}'")
@@ -391,21 +386,20 @@ def parents(path: str) -> list[str]:
     return [str(one) for one in PurePosixPath(path).parents if str(one) != "."]
 
 
-def write_cpio(
-    entries: dict[str, Entry], gen_init_cpio: Path, stage: Path, epoch: int, target: Path
-) -> None:
+def write_cpio(entries: dict[str, Entry], gen_init_cpio: Path, stage: Path, epoch: int, target: Path) -> None:
     """Write the gzip-packed cpio by the kernel's own tool, which needs no root for device nodes."""
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
     lines = ["nod /dev/console 600 0 0 c 5 1"]
     for number, entry in enumerate(with_folders(entries)):
-        if entry.file:
-            # gen_init_cpio takes the time stamp of a file from the file
-            copy = stage / f"{number:04}"
-            shutil.copyfile(entry.file, copy)
-            os.utime(copy, (epoch, epoch))
-            entry = Entry(entry.path, entry.mode, file=copy)
-        lines.append(entry.line())
+        if not entry.file:
+            lines.append(entry.line())
+            continue
+        # gen_init_cpio takes the time stamp of a file from the file
+        copy = stage / f"{number:04}"
+        shutil.copyfile(entry.file, copy)
+        os.utime(copy, (epoch, epoch))
+        lines.append(replace(entry, file=copy).line())
     # the node must come after the folder that holds it
     lines.sort(key=lambda line: line.split()[1])
     spec = stage / "cpio-list"
@@ -449,8 +443,7 @@ def build(
         entries[name] = Entry(name, 0o755, file=file)
 
     described = [
-        (entry.path, entry.mode, entry.link, sha256(entry.file) if entry.file else "")
-        for entry in entries.values()
+        (entry.path, entry.mode, entry.link, sha256(entry.file) if entry.file else "") for entry in entries.values()
     ]
     key = sha256(json.dumps([described, epoch, FOLDERS, sha256(Path(__file__))]).encode())
     stamp = work / ".made"

@@ -62,9 +62,7 @@ def kernel_lines(root: Path = ROOT) -> list[str]:
 def series(kernel: str, root: Path = ROOT) -> Series:
     known = kernel_lines(root)
     if kernel not in known:
-        raise UserError(
-            f"unknown KERNEL '{kernel}': there are patches for {', '.join(known) or 'none yet'}"
-        )
+        raise UserError(f"unknown KERNEL '{kernel}': there are patches for {', '.join(known) or 'none yet'}")
     folder = root / "patches/linux" / kernel
     return Series(kernel, tuple(sorted(folder.glob("*.patch"))))
 
@@ -146,6 +144,9 @@ class Repository:
         if self.git("status", "--porcelain", "--untracked-files=no"):
             return "uncommitted edits"
         return ""
+
+    def edits(self) -> str:
+        return self._edited(self._remembered()[1])
 
     def prepare(self, wanted: Series) -> Path:
         """Bring the work tree to base + the series and return its path."""

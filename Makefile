@@ -1,0 +1,78 @@
+# The front door: every target is a call of one program. `make help` shows them all.
+
+# Handed to the programs as they are; empty means the default.
+BOARD  ?=
+KERNEL ?=
+IMAGE  ?=
+SERIES ?=
+VARIANT ?=
+DEBUG  ?=
+O      ?=
+
+VENV   := .venv/bin
+# Only what needs the virtual environment complains when there is none.
+PYTHON  = $(if $(wildcard $(VENV)/python),$(VENV)/python,$(error there is no .venv yet: run `make deps`))
+
+# DEBUG=1 is the variant `debug`
+variants = $(strip $(if $(filter-out 0,$(DEBUG)),debug) $(VARIANT))
+build    = $(PYTHON) -m tools.build
+options  = --board '$(BOARD)' --kernel '$(KERNEL)' --image '$(IMAGE)' --out '$(O)'
+# Test reports (JUnit XML)
+reports := output/test
+images   = $(or $(LG_BUILDDIR),$(if $(O),$(O)/images,output/board/images))
+
+.DEFAULT_GOAL := all
+.PHONY: all help deps list kernel test test-host test-board test-regression check clean distclean
+# One thing after the other: each program uses all processors by itself.
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+all: ## the image of the configured board, into output/<board>/images (IMAGE=auto|minimal)
+	@$(build) board $(options)
+
+help: ## this list
+	@echo 'make deps && make board_defconfig && make    build the image of the default board'
+	@echo 'make test                                    boot it and run all tests'
+	@echo
+	@sed -n 's/^\([a-z<>%_-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | sed 's/^%/<board>/' | \
+		awk -F '|' '{ printf "  %-18s %s\n", $$1, $$2 }'
+	@echo
+	@echo '  BOARD=board KERNEL=6.1 IMAGE=auto O=<folder for all that is built>'
+	@echo '  make kernel: DEBUG=1, VARIANT=nohighmem, SERIES=none (the unpatched kernel)'
+	@echo '  LG_BUILDDIR=<folder> (test-board): the images to boot, default output/board/images'
+
+deps: ## install what this machine lacks: Debian packages, and Python packages into .venv
+	@tools/deps
+
+list: ## the boards, with what each is
+	@$(build) list
+
+%_defconfig: ## choose the board that `make` builds (see `make list`)
+	@$(build) configure $(options) --board '$*'
+
+kernel: ## the kernel developer's loop: into output/kernel-6.1 (DEBUG=1, VARIANT=, SERIES=none)
+	@$(build) kernel $(options) --variant '$(variants)' --series '$(or $(SERIES),patched)'
+
+test: test-host test-board ## all tests; builds the image first if there is none
+
+test-host: ## the tests that need no board
+	@$(PYTHON) -m pytest tests/host $(wildcard tests/lab) --junitxml=$(reports)/host.xml
+
+test-board: $(images)/manifest.json ## the tests on the board, with the image in output/board/images
+	@$(PYTHON) -m pytest --lg-env arm-pmem.yaml tests/board --junitxml=$(reports)/board.xml
+
+$(images)/manifest.json:
+	@$(MAKE) $(or $(BOARD),board)_defconfig
+	@$(MAKE) all
+
+test-regression: ## what the series turns from fail to pass: the board tests on the unpatched kernel
+	@$(PYTHON) -m tools.regression
+
+check: ## linters, patches, fragments: no board, no build
+	@$(PYTHON) -m tools.check
+
+clean: ## remove what was built; kernel sources and fetched packages stay
+	@$(build) clean --out '$(O)'
+
+distclean: ## remove everything that is not in git
+	@$(build) distclean
