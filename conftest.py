@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent
 BOARD_TESTS = ROOT / "tests" / "board"
+# The drivers of this project, for tests which use them without an environment
+sys.path.insert(0, str(ROOT / "labgrid"))
 # So many runs keep their logs.
 KEEP = 20
 

@@ -138,28 +138,30 @@ class BoardStrategy(Strategy):
                 action()
             self.target.activate(self.shell)
         except TIMEOUT as exc:
-            self._count_failure(exc)
-            if self.tail.silent:
-                raise ConsoleSilent(
-                    "The board was started, but its console stayed silent: check console= in boot_args, the "
-                    "device tree, and whether the image is one for this board.",
-                ) from exc
-            raise BootFailed(
-                "The board did not reach its shell's prompt in time: see where its console stopped, and raise "
-                "LG_TIMEOUT_SCALE if it is just slow.",
-                self.tail.lines(),
-            ) from exc
+            raise self._count(self._named()) from exc
         except BoardError as exc:
-            self._count_failure(exc)
-            raise
+            raise self._count(exc)
         self._failures = 0
         self.boots += 1
         self.status = Status.shell
 
-    def _count_failure(self, exc: Exception) -> None:
+    def _named(self) -> BoardError:
+        if self.tail.silent:
+            return ConsoleSilent(
+                "The board was started, but its console stayed silent: check console= in boot_args, the "
+                "device tree, and whether the image is one for this board."
+            )
+        return BootFailed(
+            "The board did not reach its shell's prompt in time: see where its console stopped, and raise "
+            "LG_TIMEOUT_SCALE if it is just slow.",
+            self.tail.lines(),
+        )
+
+    def _count(self, exc: BoardError) -> BoardError:
         self._failures += 1
         if self._failures >= self.PATIENCE:
             self.broken = exc
+        return exc
 
     def _await_restart(self) -> None:
         self.console.expect(self.restart_line, timeout=scaled(RESTART_LIMIT))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from boardtools import CommandFailed, KernelComplaint, KernelLog, Region, Shell, Volumes, find_regions
+from labgrid.pytestplugin.hooks import LABGRID_ENV_KEY
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG = pytest.StashKey[KernelLog]()
@@ -66,6 +67,8 @@ def watched(item: pytest.Item, when: str) -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    if not item.config.stash[LABGRID_ENV_KEY]:
+        pytest.skip("a board test: name a board with --lg-env arm-pmem.yaml")
     log = item.config.stash.get(LOG, None)
     if log is not None:
         log.sh.announce(f"arm-pmem test {item.nodeid}")

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`pytest --lg-env arm-pmem.yaml` as a user types it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pexpect
+import pytest
+from conftest import talker  # type: ignore[attr-defined]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def front(*args: str, builddir: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("LG_")}
+    if builddir:
+        environ["LG_BUILDDIR"] = str(builddir)
+    cmd = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *args]
+    return subprocess.run(cmd, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [
+        ("board", "make board_defconfig && make"),
+        ("kernel-6.1", "make kernel KERNEL=6.1"),
+        ("kernel-6.1-debug", "make kernel KERNEL=6.1 DEBUG=1"),
+        ("kernel-6.1-nohighmem", "make kernel KERNEL=6.1 VARIANT=nohighmem"),
+        ("kernel-6.1-unpatched", "make kernel KERNEL=6.1 SERIES=none"),
+    ],
+)
+def test_without_an_image_one_sentence_says_what_builds_it(tmp_path: Path, folder: str, command: str) -> None:
+    images = tmp_path / folder / "images"
+    done = front("--lg-env", "arm-pmem.yaml", "tests/board", builddir=images)
+    assert done.returncode == 4
+    assert f"There is no image {images}/zImage: `{command}` builds it." in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_without_an_environment_the_board_tests_are_skipped(tmp_path: Path) -> None:
+    done = front("tests/board/test_pmem.py", f"--board-logs={tmp_path}")
+    assert done.returncode == 0
+    assert re.search(r"\d+ skipped", done.stdout)
+    assert "passed" not in done.stdout
+
+
+def test_an_environment_that_is_not_there(tmp_path: Path) -> None:
+    done = front("--lg-env", "no-such.yaml", f"--board-logs={tmp_path}")
+    assert done.returncode == 4
+    assert "There is no environment no-such.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_machine_that_cannot_start_ends_the_run_with_one_sentence(images: Path, tmp_path: Path) -> None:
+    (images / "pmem.dtbo").write_bytes(b"no device tree")
+    done = front("--lg-env", "arm-pmem.yaml", "tests/board/test_pmem.py", f"--board-logs={tmp_path}", builddir=images)
+    assert done.returncode == 3
+    assert "DeviceTreeError: The overlays" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_dry_run_prints_a_command_that_qemu_takes(images: Path) -> None:
+    done = front("--lg-env", "arm-pmem.yaml", "--dry-run", builddir=images)
+    assert done.returncode == 0
+    cmd = shlex.split(done.stdout)
+    dump = images.parent / "again.dtb"
+    subprocess.run([*cmd, "-S", "-machine", f"dumpdtb={dump}"], check=True, timeout=30, stdin=subprocess.DEVNULL)
+    assert dump.exists()
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--interactive"])
+def test_by_hand_without_an_environment(option: str) -> None:
+    done = front(option)
+    assert done.returncode == 4
+    assert "Add --lg-env arm-pmem.yaml" in done.stderr
+
+
+def test_interactive_is_the_machine_on_this_terminal(images: Path) -> None:
+    (images / "zImage").write_bytes(talker("the console\n"))
+    child = pexpect.spawn(
+        sys.executable,
+        ["-m", "pytest", "--lg-env", "arm-pmem.yaml", "--interactive"],
+        cwd=str(ROOT),
+        env={**os.environ, "LG_BUILDDIR": str(images)},  # type: ignore[arg-type]
+        timeout=30,
+    )
+    child.expect("Ctrl-A x ends the machine")
+    child.expect("the console")
+    child.send("\x01x")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    assert (images.parent / "run" / "interactive" / "ram").exists()
+
+
+def test_each_run_leaves_its_logs(tmp_path: Path) -> None:
+    done = front("tests/lab/test_front.py::test_nothing", f"--board-logs={tmp_path}/logs")
+    assert done.returncode == 0, done.stdout
+    assert "<testsuite" in (tmp_path / "logs" / "junit.xml").read_text()
+
+
+def test_nothing() -> None:
+    """For the test above."""

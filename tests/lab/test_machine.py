@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What goes wrong with an emulated board has a name, comes in bounded time, and says what the console said last."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boardlib
+import pytest
+from conftest import POWER_OFF, SILENT, MakeStrategy, talker  # type: ignore[attr-defined]
+from labgrid.strategy import StrategyError
+
+ROOT = Path(__file__).resolve().parents[2]
+# What counts as bounded here
+LIMIT = 20
+
+
+@pytest.fixture(autouse=True)
+def _bounded() -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < boardlib.scaled(LIMIT)
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+class TestCommandLine:
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"extra_args": "-nic none -no-such-option"}, "no-such-option: invalid option"),
+            ({"cpu": "cortex-a99"}, "cortex-a99"),
+            ({"machine": "no-such-machine"}, "unsupported machine type"),
+            ({"memory": "1X"}, "1X"),
+            ({"extra_args": "-nic none -device no-such-device"}, "no-such-device"),
+        ],
+    )
+    def test_what_qemu_refuses_is_named_in_its_own_words(
+        self, board: MakeStrategy, settings: dict[str, Any], said: str
+    ) -> None:
+        with pytest.raises(boardlib.QemuOptionError, match=said):
+            board(driver=settings).transition("shell")
+
+    def test_an_old_qemu(self, board: MakeStrategy, tmp_path: Path) -> None:
+        old = script(tmp_path / "qemu", "echo QEMU emulator version 4.2.1")
+        with pytest.raises(boardlib.QemuTooOld, match="QEMU 4.2.1 .* is too old for this board, which needs 5.0"):
+            board(qemu=old).transition("shell")
+
+    def test_something_that_is_no_qemu(self, board: MakeStrategy, tmp_path: Path) -> None:
+        with pytest.raises(boardlib.QemuTooOld, match="names no version"):
+            board(qemu=script(tmp_path / "qemu", "echo hello")).transition("shell")
+
+    def test_no_qemu_at_all(self, board: MakeStrategy) -> None:
+        with pytest.raises(boardlib.ToolMissing, match="qemu-system-nowhere.*install the package"):
+            board(qemu="qemu-system-nowhere").transition("shell")
+
+    def test_a_qemu_that_hangs_is_ended(
+        self, board: MakeStrategy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(boardlib.SCALE_VARIABLE, "0.05")
+        with pytest.raises(boardlib.BoardError, match="did not end within"):
+            board(qemu=script(tmp_path / "qemu", "exec sleep 1000")).transition("shell")
+
+    def test_a_missing_image(self, board: MakeStrategy, images: Path) -> None:
+        (images / "rootfs.cpio.gz").unlink()
+        with pytest.raises(boardlib.ImageMissing, match="rootfs.cpio.gz"):
+            board().transition("shell")
+
+    def test_an_overlay_that_does_not_fit(self, board: MakeStrategy, images: Path) -> None:
+        (images / "pmem.dtbo").write_bytes(b"no device tree")
+        with pytest.raises(boardlib.DeviceTreeError, match="pmem.dtbo"):
+            board().transition("shell")
+
+    def test_a_senseless_timeout_scale(self, board: MakeStrategy, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(boardlib.SCALE_VARIABLE, "fast")
+        with pytest.raises(boardlib.SettingError, match="LG_TIMEOUT_SCALE='fast'"):
+            board()
+
+
+# labgrid's own log of a console stumbles over one which is written to before it ever said a word.
+@pytest.mark.filterwarnings("ignore:unhandled exception during event notification")
+class TestConsole:
+    def test_a_silent_one(self, board: MakeStrategy) -> None:
+        with pytest.raises(boardlib.ConsoleSilent, match="stayed silent"):
+            board(shell={"login_timeout": 3}).transition("shell")
+
+    def test_one_that_never_comes_to_a_prompt(self, board: MakeStrategy, images: Path) -> None:
+        (images / "zImage").write_bytes(talker("first line\nPANIC: no init\n"))
+        with pytest.raises(boardlib.BootFailed) as caught:
+            board(shell={"login_timeout": 3}).transition("shell")
+        assert "  | PANIC: no init" in str(caught.value)
+
+    def test_a_board_that_fails_twice_is_broken(self, board: MakeStrategy) -> None:
+        strategy = board(shell={"login_timeout": 1})
+        for _ in range(2):
+            assert strategy.broken is None
+            with pytest.raises(boardlib.ConsoleSilent):
+                strategy.transition("shell")
+        assert isinstance(strategy.broken, boardlib.ConsoleSilent)
+
+    def test_a_hanging_command(self, board: MakeStrategy, images: Path) -> None:
+        (images / "zImage").write_bytes(talker("arm-pmem:# "))
+        strategy = board()
+        target = strategy.target
+        target.activate(strategy.console)
+        strategy.power.on()
+        with pytest.raises(boardlib.CommandTimeout, match="did not answer within 1 s to 'ls'"):
+            strategy.shell._at_prompt = True
+            strategy.shell._run("ls", timeout=1)
+
+
+class TestDeath:
+    def test_a_machine_that_switches_itself_off(self, board: MakeStrategy, images: Path) -> None:
+        (images / "zImage").write_bytes(talker("going down\n", POWER_OFF))
+        with pytest.raises(boardlib.MachineDied, match="ended with status 0") as caught:
+            board().transition("shell")
+        assert "  | going down" in str(caught.value)
+
+    @pytest.fixture
+    def running(self, board: MakeStrategy, images: Path) -> Any:
+        (images / "zImage").write_bytes(talker("alive\n"))
+        strategy = board()
+        strategy.target.activate(strategy.console)
+        strategy.power.on()
+        strategy.console.expect("alive", timeout=10)
+        return strategy
+
+    @pytest.fixture
+    def killed(self, running: Any) -> Any:
+        os.kill(running.power._child.pid, signal.SIGKILL)
+        return running
+
+    def test_noticed_while_waiting_for_the_console(self, killed: Any) -> None:
+        with pytest.raises(boardlib.MachineDied, match="killed by SIGKILL") as caught:
+            killed.console.expect("never", timeout=10)
+        assert "  | alive" in str(caught.value)
+
+    @pytest.mark.parametrize("operation", ["off", "reset", "power_cut"])
+    def test_noticed_by_an_operation(self, killed: Any, operation: str) -> None:
+        killed.power._child.wait()
+        with pytest.raises(boardlib.MachineDied, match="killed by SIGKILL"):
+            getattr(killed.power, operation)()
+
+    def test_it_can_be_started_again_afterwards(self, killed: Any) -> None:
+        with pytest.raises(boardlib.MachineDied):
+            killed.console.expect("never", timeout=10)
+        killed.power.on()
+        killed.console.expect("alive", timeout=10)
+
+    def test_a_machine_that_is_off_says_so(self, running: Any) -> None:
+        running.power.off()
+        with pytest.raises(boardlib.MachineDied, match="is switched off"):
+            running.console.expect("anything", timeout=5)
+        with pytest.raises(boardlib.BoardError, match="no running machine"):
+            running.power.power_cut()
+
+
+class TestMemory:
+    PERSISTENT, VOLATILE, RAM = 0x60000000, 0x61000000, 0x50000000
+
+    @pytest.fixture
+    def marked(self, board: MakeStrategy) -> Any:
+        power = board().power
+        power.target.activate(power)
+        power.on()
+        for address in (self.PERSISTENT, self.VOLATILE, self.RAM):
+            power.write_memory(address + 4096, b"mark")
+        return power
+
+    def left(self, power: Any) -> dict[int, bool]:
+        places = (self.PERSISTENT, self.VOLATILE, self.RAM)
+        return {place: power.read_memory(place + 4096, 4) == b"mark" for place in places}
+
+    def test_a_power_cut_leaves_the_persistent_region_only(self, marked: Any) -> None:
+        marked.power_cut()
+        marked.on()
+        assert self.left(marked) == {self.PERSISTENT: True, self.VOLATILE: False, self.RAM: False}
+
+    def test_a_reset_leaves_all(self, marked: Any) -> None:
+        marked.reset()
+        assert self.left(marked) == dict.fromkeys((self.PERSISTENT, self.VOLATILE, self.RAM), True)
+
+    def test_off_and_on_leaves_nothing(self, marked: Any) -> None:
+        marked.off()
+        marked.on()
+        assert self.left(marked) == dict.fromkeys((self.PERSISTENT, self.VOLATILE, self.RAM), False)
+
+    def test_a_second_power_cut_still_leaves_the_persistent_region(self, marked: Any) -> None:
+        for _ in range(2):
+            marked.power_cut()
+            marked.on()
+        assert self.left(marked)[self.PERSISTENT]
+
+    def test_the_ram_file_goes_with_the_machine(self, marked: Any) -> None:
+        file = marked.ram_file
+        assert file.exists()
+        marked.target.deactivate(marked)
+        assert not file.exists()
+
+    def test_two_machines_at_a_time_have_files_of_their_own(self, marked: Any, board: MakeStrategy) -> None:
+        other = board().power
+        other.target.activate(other)
+        other.on()
+        assert other.ram_file != marked.ram_file
+        assert self.left(other)[self.PERSISTENT] is False
+
+    def test_an_extra_overlay_adds_a_region(self, board: MakeStrategy, tmp_path: Path) -> None:
+        from pmemqemu import device_tree_regions
+
+        source = tmp_path / "more.dtso"
+        source.write_text(
+            '/dts-v1/; /plugin/; / { fragment@0 { target-path = "/"; __overlay__ { pmem@62000000 { '
+            'compatible = "pmem-region"; reg = <0 0x62000000 0 0x200000>; }; }; }; };'
+        )
+        overlay = tmp_path / "more.dtbo"
+        subprocess.run(["dtc", "-q", "-I", "dts", "-O", "dtb", "-o", overlay, source], check=True, timeout=30)
+        power = board().power
+        power.target.activate(power)
+        power.extra_overlays.append(str(overlay))
+        power.on()
+        _, regions = device_tree_regions(power.dtb_file)
+        assert (0x62000000, 0x200000, False) in regions
+
+
+class TestStates:
+    def test_an_unknown_state(self, board: MakeStrategy) -> None:
+        with pytest.raises(StrategyError, match="no state 'sleep': use one of off, shell"):
+            board().transition("sleep")
+
+    @pytest.mark.parametrize("operation", ["reset", "reboot", "power_cut"])
+    def test_operations_need_a_shell(self, board: MakeStrategy, operation: str) -> None:
+        strategy = board()
+        strategy.transition("off")
+        with pytest.raises(StrategyError, match="not at its shell"):
+            getattr(strategy, operation)()
+
+
+OWNER = """
+import os, sys, time
+sys.path[:0] = [{lab!r}]
+os.environ["LG_BUILDDIR"] = {images!r}
+from labgrid import Environment
+power = Environment({env!r}).get_target().get_driver("PowerProtocol")
+power.on()
+print(power._child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_qemu_ends_with_its_owner(images: Path, how: signal.Signals) -> None:
+    code = OWNER.format(lab=str(ROOT / "labgrid"), images=str(images), env=str(ROOT / "arm-pmem.yaml"))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL) as owner:
+        assert owner.stdout
+        qemu = int(owner.stdout.readline())
+        assert Path(f"/proc/{qemu}").exists()
+        owner.send_signal(how)
+    deadline = time.monotonic() + boardlib.scaled(10)
+    while Path(f"/proc/{qemu}").exists() and "\nState:\tZ" not in Path(f"/proc/{qemu}/status").read_text():
+        assert time.monotonic() < deadline, f"QEMU {qemu} still runs"
+        time.sleep(0.05)
