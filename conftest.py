@@ -119,6 +119,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "series(patch): shows behaviour which the kernel series brings: fails on an unpatched kernel"
     )
     config.addinivalue_line("markers", "klog_allows(regex): what the kernel may complain about in this test")
+    # labgrid's own log of a console stumbles over one which is written to before it ever said a word.
+    config.addinivalue_line("filterwarnings", "ignore:unhandled exception during event notification")
     if config.option.help or config.option.version or config.option.collectonly:
         return
     logs = new_log_folder(config)

@@ -65,7 +65,7 @@ def watched(item: pytest.Item, when: str) -> Generator[None, Any, Any]:
     return result
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
+@pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
     if not item.config.stash[LABGRID_ENV_KEY]:
         pytest.skip("a board test: name a board with --lg-env arm-pmem.yaml")

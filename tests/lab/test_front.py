@@ -29,9 +29,7 @@ def front(*args: str, builddir: Path | None = None) -> subprocess.CompletedProce
     ("folder", "command"),
     [
         ("board", "make board_defconfig && make"),
-        ("kernel-6.1", "make kernel KERNEL=6.1"),
         ("kernel-6.1-debug", "make kernel KERNEL=6.1 DEBUG=1"),
-        ("kernel-6.1-nohighmem", "make kernel KERNEL=6.1 VARIANT=nohighmem"),
         ("kernel-6.1-unpatched", "make kernel KERNEL=6.1 SERIES=none"),
     ],
 )

@@ -89,8 +89,6 @@ class TestCommandLine:
             board()
 
 
-# labgrid's own log of a console stumbles over one which is written to before it ever said a word.
-@pytest.mark.filterwarnings("ignore:unhandled exception during event notification")
 class TestConsole:
     def test_a_silent_one(self, board: MakeStrategy) -> None:
         with pytest.raises(boardlib.ConsoleSilent, match="stayed silent"):
