@@ -373,6 +373,10 @@ int main(int argc, char **argv)
 	}
 	argc -= optind;
 	argv += optind;
+	if (acked_given && action != OPT_CHECK_RECORDS)
+		return usage_error("--acked belongs to --check-records");
+	if (argc && (action == OPT_LIST || action == OPT_DESCRIBE || action == OPT_HELP))
+		return usage_error("%s: too many arguments", argv[0]);
 
 	switch (action) {
 	case OPT_HELP:

@@ -60,6 +60,7 @@ void put(int fd, const void *buf, size_t len, off_t off);	/* pwrite, all of it *
 void get(int fd, void *buf, size_t len, off_t off);		/* pread, all of it */
 void resize(int fd, off_t size);
 off_t file_size(int fd);
+blkcnt_t blocks_of(int fd);				/* of 512 bytes */
 bool file_is_dax(int fd);
 void copy_file(int from, int to);
 
@@ -79,6 +80,7 @@ void fill(void *buf, size_t len, unsigned int seed, size_t off);
 void verify(const void *buf, size_t len, unsigned int seed, size_t off, const char *what);
 void verify_zero(const void *buf, size_t len, const char *what);
 void verify_file(int fd, size_t len, unsigned int seed, size_t off, const char *what);
+void verify_file_zero(int fd, size_t len, const char *what);
 
 /* The signal that one load or one store gets, 0 for none. */
 int signal_of_load(const volatile uint8_t *p);

@@ -126,6 +126,14 @@ off_t file_size(int fd)
 	return st.st_size;
 }
 
+blkcnt_t blocks_of(int fd)
+{
+	struct stat st;
+
+	CHECK(!fstat(fd, &st), "fstat: %m");
+	return st.st_blocks;
+}
+
 bool file_is_dax(int fd)
 {
 	struct statx st;
@@ -220,6 +228,16 @@ void verify_file(int fd, size_t len, unsigned int seed, size_t off, const char *
 	CHECK(buf, "no memory for %zu bytes", len);
 	get(fd, buf, len, off);
 	verify(buf, len, seed, off, what);
+	free(buf);
+}
+
+void verify_file_zero(int fd, size_t len, const char *what)
+{
+	uint8_t *buf = malloc(len);
+
+	CHECK(buf, "no memory for %zu bytes", len);
+	get(fd, buf, len, 0);
+	verify_zero(buf, len, what);
 	free(buf);
 }
 
