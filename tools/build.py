@@ -20,6 +20,7 @@ from tools.common import (
     copy_whole,
     display,
     entry,
+    locked,
     need_tools,
     run,
     say,
@@ -62,6 +63,13 @@ def build(product: Product) -> None:
     source = repository.pristine() if product.unpatched else repository.prepare(patches)
     if product.unpatched:
         patches = Series("none", ())
+    busy = f"{display(product.out)} is being built by another make: wait until that has ended"
+    with repository.in_use(shared=True), locked(product.out / ".lock", busy):
+        build_in(product, repository, source, patches)
+    budget(product, time.monotonic() - start)
+
+
+def build_in(product: Product, repository: Repository, source: Path, patches: Series) -> None:
     epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or repository.epoch())
     kernel = Kernel(
         source=source,
@@ -73,14 +81,11 @@ def build(product: Product) -> None:
     kernel.configure(fragments.for_kernel(product.board.kernel_fragment, product.variants))
     say(f"building Linux {product.kernel} in {display(kernel.build)}")
     kernel.make(product.out / "kernel.log")
-    images = product.images
-    images.mkdir(parents=True, exist_ok=True)
-    copy_whole(kernel.image, images / "zImage")
-    copy_whole(kernel.config, images / "kernel.config")
     overlay = compile_overlay(product)
+    archive = product.out / "rootfs/rootfs.cpio.gz"
     picked = rootfs.build(
         work=product.out / "rootfs",
-        target=images / "rootfs.cpio.gz",
+        target=archive,
         gen_init_cpio=kernel.build / "usr/gen_init_cpio",
         epoch=epoch,
         release={
@@ -93,7 +98,12 @@ def build(product: Product) -> None:
         },
         programs=target_programs(product),
     )
-    made = [images / name for name in ("zImage", "rootfs.cpio.gz", "kernel.config")]
+    files = {
+        "zImage": kernel.image,
+        "rootfs.cpio.gz": archive,
+        "pmem.dtbo": overlay,
+        "kernel.config": kernel.config,
+    }
     manifest = {
         "board": product.board.name,
         "image": "minimal",
@@ -103,24 +113,32 @@ def build(product: Product) -> None:
             "name": patches.name,
             "sha256": patches.hash,
             "patches": [patch.name for patch in patches.patches],
+            # a developer's own work in the source tree, which the hash above does not cover
+            "edits": "" if product.unpatched else repository.edits(),
         },
         "source_date_epoch": epoch,
-        "files": {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in [*made, overlay]},
+        "files": {name: {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()},
         "debian": {"suites": picked.suites, "packages": picked.packages},
     }
-    write_whole(images / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    budget(product, time.monotonic() - start)
+    publish(product.images, files, json.dumps(manifest, indent=2) + "\n")
+
+
+def publish(images: Path, files: dict[str, Path], manifest: str) -> None:
+    """Fill images/. The manifest comes last: where there is one, the files beside it belong together."""
+    target = images / "manifest.json"
+    if not (target.exists() and target.read_text() == manifest):
+        target.unlink(missing_ok=True)
+    for name, path in files.items():
+        copy_whole(path, images / name)
+    write_whole(target, manifest)
 
 
 def compile_overlay(product: Product) -> Path:
-    target = product.images / "pmem.dtbo"
-    work = product.out / "pmem.dtbo.tmp"
+    target = product.out / "pmem.dtbo"
     run(
-        ["dtc", "-@", "-I", "dts", "-O", "dtb", "-o", work, product.board.overlay],
+        ["dtc", "-@", "-I", "dts", "-O", "dtb", "-o", target, product.board.overlay],
         what=f"{display(product.board.overlay)} does not compile",
     )
-    copy_whole(work, target)
-    work.unlink()
     return target
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,3 +116,15 @@ def copy_whole(source: Path, target: Path) -> None:
     data = source.read_bytes()
     if not target.exists() or target.read_bytes() != data:
         write_whole(target, data)
+
+
+@contextmanager
+def locked(path: Path, busy: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold a lock file; when somebody else holds it, `busy` is the error. Ends with the process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(busy) from None
+        yield

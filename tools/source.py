@@ -12,10 +12,11 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.common import OUTPUT, ROOT, UserError, display, run, say, sha256, write_whole
+from tools.common import OUTPUT, ROOT, UserError, display, locked, run, say, sha256, write_whole
 
 BRANCH = "arm-pmem"
 BASE = "base"
@@ -91,6 +92,10 @@ class Repository:
         """Make the repository from the tarball; it appears whole or not at all."""
         if (self.path / ".git").exists():
             return
+        with self.in_use(shared=False):
+            self._unpack()
+
+    def _unpack(self) -> None:
         if self.path.exists():
             raise UserError(f"{display(self.path)} is not a git repository: remove it")
         if not self.tarball.exists():
@@ -121,6 +126,14 @@ class Repository:
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
+
+    def in_use(self, *, shared: bool) -> AbstractContextManager[None]:
+        """A build shares the work tree with other builds, but with nobody who changes it."""
+        return locked(
+            self.path.with_name(f".{self.path.name}.lock"),
+            f"{display(self.path)} is in use by another make: wait until that has ended",
+            shared=shared,
+        )
 
     # --- the series --------------------------------------------------------------------------
 
@@ -164,7 +177,8 @@ class Repository:
         if edits:
             say(f"{display(self.path)} holds {edits}: built as it is")
         elif hashes != applied:
-            self._apply(wanted, applied, head)
+            with self.in_use(shared=False):
+                self._apply(wanted, applied, head)
         return self.path
 
     def _apply(self, wanted: Series, applied: list[str], head: str) -> None:

@@ -1,0 +1,23 @@
+"""Fixtures of the tools' tests: none of them needs a board."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from toyline import ROOT, Line, make_line
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Line:
+    return make_line(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def kernel_tree() -> Path:
+    """The unpatched kernel, where its source is on this machine already."""
+    for name in ("output/linux-6.1-unpatched", "output/linux-6.1"):
+        tree = ROOT / name
+        if (tree / "Kconfig").exists():
+            return tree
+    pytest.skip("no kernel source here: `make kernel` unpacks it")

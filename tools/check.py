@@ -1,0 +1,219 @@
+"""`make check`: linters, patches, fragments. No board and no build; seconds."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tools import fragments
+from tools.boards import boards
+from tools.common import OUTPUT, ROOT, UserError, display, entry, need_tools, run, say
+from tools.kernel import Kernel
+from tools.source import BASE, GIT, IDENTITY, Repository, Series, kernel_lines, series, why_not
+
+BIN = Path(sys.executable).parent
+# Kinds of checkpatch complaints which do not apply here; patches/linux/README.md says why, per patch.
+CHECKPATCH_IGNORE = (
+    # a stable series does not touch MAINTAINERS
+    "FILE_PATH_CHANGES",
+)
+
+
+class Skipped(Exception):
+    """This check has nothing to look at on this machine."""
+
+
+def command(*words: str | Path) -> None:
+    """Run a linter from the project's root; its complaints are the message."""
+    done = subprocess.run(
+        words,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if done.returncode:
+        raise UserError(done.stdout.rstrip() or f"{words[0]} failed")
+
+
+def shell_scripts() -> list[str]:
+    """Everything in git that is a shell script, by its first line."""
+    found = []
+    for name in run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, what="git").splitlines():
+        path = ROOT / name
+        if path.is_symlink() or not path.is_file():
+            continue
+        with path.open("rb") as stream:
+            first = stream.readline(100)
+        if re.match(rb"#!.*\b(ba|da)?sh\b|# shellcheck shell=", first):
+            found.append(name)
+    return found
+
+
+def check_ruff() -> None:
+    command(BIN / "ruff", "check", "--quiet", ".")
+
+
+def check_format() -> None:
+    command(BIN / "ruff", "format", "--check", "--quiet", ".")
+
+
+def check_types() -> None:
+    command(BIN / "mypy", "--no-error-summary")
+
+
+def check_shell() -> None:
+    need_tools(["shellcheck"])
+    command("shellcheck", *shell_scripts())
+
+
+def sources() -> list[tuple[Repository, Series]]:
+    """Each kernel line whose source is here."""
+    found = [(Repository(kernel), series(kernel)) for kernel in kernel_lines()]
+    found = [(repository, patches) for repository, patches in found if (repository.path / ".git").exists()]
+    if not found:
+        raise Skipped("no kernel source here: `make kernel` unpacks it")
+    return found
+
+
+def check_checkpatch() -> None:
+    need_tools(["perl"])
+    for repository, patches in sources():
+        script = repository.path / "scripts/checkpatch.pl"
+        # Named from the kernel tree: the one it checks against, and whose MAINTAINERS it reads.
+        done = subprocess.run(
+            [
+                script,
+                *("--strict", "--terse", "--no-summary", "--quiet", f"--root={repository.path}"),
+                *("--ignore", ",".join(CHECKPATCH_IGNORE)),
+                *patches.patches,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        if done.returncode:
+            raise UserError(done.stdout.rstrip())
+
+
+def touched(patch: Path) -> set[str]:
+    """The files which a patch reads or writes."""
+    names = re.findall(r"(?m)^(?:---|\+\+\+) (?:[ab]/)?(\S+)", patch.read_text(errors="replace"))
+    return {name for name in names if name != "/dev/null"}
+
+
+def check_patches() -> None:
+    """Each patch applies without fuzz by patch(1) and by git am, in a tree of just the touched files."""
+    need_tools(["patch", "git"])
+    for repository, patches in sources():
+        names = sorted({name for patch in patches.patches for name in touched(patch)})
+        present = repository.git("ls-tree", "-r", "--name-only", BASE, "--", *names).splitlines()
+        for apply in (apply_by_patch, apply_by_git):
+            with tempfile.TemporaryDirectory() as name:
+                tree = Path(name)
+                if present:
+                    archive = subprocess.run(
+                        [*GIT, "archive", BASE, "--", *present],
+                        cwd=repository.path,
+                        stdout=subprocess.PIPE,
+                        timeout=60,
+                        check=True,
+                    )
+                    subprocess.run(["tar", "xf", "-"], cwd=tree, input=archive.stdout, timeout=60, check=True)
+                apply(tree, repository, patches)
+
+
+def apply_by_patch(tree: Path, repository: Repository, patches: Series) -> None:
+    for patch in patches.patches:
+        done = subprocess.run(
+            ["patch", "-p1", "-F0", "--batch", "--no-backup-if-mismatch", "-i", patch],
+            cwd=tree,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode:
+            failed = [line for line in done.stdout.splitlines() if "FAILED" in line] or done.stdout.splitlines()[-1:]
+            file = re.findall(r"patching file (\S+)", done.stdout)
+            raise UserError(
+                f"{display(patch)} does not apply to Linux {repository.kernel} by `patch -p1 -F0`: "
+                f"{file[-1] if file else ''} {' '.join(failed)}"
+            )
+
+
+def apply_by_git(tree: Path, repository: Repository, patches: Series) -> None:
+    environment = {**os.environ, **IDENTITY}
+    for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--allow-empty", "-m", BASE]):
+        subprocess.run([*GIT, *words], cwd=tree, env=environment, timeout=60, check=True)
+    for patch in patches.patches:
+        done = subprocess.run(
+            [*GIT, "am", "--quiet", patch],
+            cwd=tree,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode:
+            reason = why_not(patch.read_text(errors="replace"), done.stdout + done.stderr)
+            raise UserError(f"{display(patch)} does not apply to Linux {repository.kernel}: {reason}")
+
+
+def check_fragments() -> None:
+    """Every request of every board and variant is granted by the patched kernel."""
+    variants = sorted(path.stem for path in (ROOT / "board/common/variants").glob("*.config"))
+    for board in boards():
+        for variant in ((), *((one,) for one in variants)):
+            files = fragments.for_kernel(board.kernel_fragment, variant)
+            fragments.read(files)
+            for repository, patches in sources():
+                source = repository.prepare(patches)
+                build = OUTPUT / "check" / "-".join([board.name, repository.kernel, *variant])
+                Kernel(source, build, epoch=0, localversion="").configure(files)
+
+
+CHECKS: dict[str, Callable[[], None]] = {
+    "ruff": check_ruff,
+    "ruff format": check_format,
+    "mypy": check_types,
+    "shellcheck": check_shell,
+    "checkpatch": check_checkpatch,
+    "patches apply": check_patches,
+    "fragments": check_fragments,
+}
+
+
+def main() -> int:
+    failed = 0
+    for name, check in CHECKS.items():
+        start = time.monotonic()
+        try:
+            check()
+            result = "ok"
+        except Skipped as reason:
+            result = f"skipped ({reason})"
+        except UserError as error:
+            failed += 1
+            result = f"FAILED\n{error}"
+        say(f"{name:14} {time.monotonic() - start:5.1f} s  {result}")
+    say(f"{failed} of {len(CHECKS)} checks failed" if failed else "all checks passed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    entry(main)
