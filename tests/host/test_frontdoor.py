@@ -1,0 +1,160 @@
+"""`make` as a user types it: what works without a build, and one sentence for each mistake."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from toyline import ROOT
+
+
+def make(*words: str, cwd: Path = ROOT, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    drop = {
+        "MAKEFLAGS",
+        "MFLAGS",
+        "MAKELEVEL",
+        "MAKEOVERRIDES",
+        "BOARD",
+        "KERNEL",
+        "IMAGE",
+        "O",
+        "SERIES",
+        "DEBUG",
+        "VARIANT",
+    }
+    environ = {name: value for name, value in os.environ.items() if name not in drop and not name.startswith("LG_")}
+    if path is not None:
+        environ["PATH"] = path
+    return subprocess.run(
+        ["/usr/bin/make", *words], cwd=cwd, env=environ, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def errors(done: subprocess.CompletedProcess[str]) -> str:
+    """The complaint itself; make adds a line about the recipe that failed. Never a traceback."""
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if not re.match(r"make(\[\d+\])?: \*\*\*", line)]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_help_shows_every_target() -> None:
+    shown = make("help").stdout
+    makefile = (ROOT / "Makefile").read_text()
+    phony = re.findall(r"(?m)^\.PHONY: (.*)$", makefile)[0].split()
+    assert all(re.search(rf"(?m)^  {target} ", shown) for target in phony), shown
+    assert "<board>_defconfig" in shown
+
+
+def test_list_shows_each_board_with_what_it_is() -> None:
+    shown = make("list").stdout
+    assert re.search(r"(?m)^board +QEMU virt", shown)
+
+
+def test_an_unknown_board_lists_the_known_ones() -> None:
+    assert "unknown board 'toaster': the boards are board" in errors(make("toaster_defconfig"))
+
+
+def test_an_unknown_kernel_lists_the_known_ones() -> None:
+    assert "unknown KERNEL '5.0': there are patches for 6.1" in errors(make("kernel", "KERNEL=5.0"))
+
+
+def test_an_unknown_kernel_configures_nothing(tmp_path: Path) -> None:
+    assert "unknown KERNEL" in errors(make("board_defconfig", "KERNEL=5.0", f"O={tmp_path / 'out'}"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_image_lists_the_known_ones(tmp_path: Path) -> None:
+    done = make("board_defconfig", "IMAGE=huge", f"O={tmp_path / 'out'}")
+    assert "unknown IMAGE 'huge': it is auto, minimal or buildroot" in errors(done)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_buildroot_image_is_not_there_yet(tmp_path: Path) -> None:
+    out = f"O={tmp_path / 'out'}"
+    assert make("board_defconfig", out).returncode == 0
+    assert "IMAGE=buildroot is not there yet: use IMAGE=minimal" in errors(make("IMAGE=buildroot", out))
+
+
+def test_make_without_a_configured_board_says_what_to_run(tmp_path: Path) -> None:
+    done = make(f"O={tmp_path / 'out'}")
+    assert re.search(r"no board is configured in .*/out: run `make board_defconfig` first", errors(done))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_variant_lists_the_known_ones() -> None:
+    done = make("kernel", "VARIANT=fast", "O=/nonexistent/x")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_series() -> None:
+    done = make("kernel", "SERIES=some")
+    assert done.returncode != 0
+    assert "invalid choice: 'some'" in done.stderr
+
+
+def test_without_a_virtual_environment_make_says_make_deps(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    done = make("list", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "there is no .venv yet: run `make deps`" in done.stderr
+
+
+def test_a_missing_tool_is_named(tmp_path: Path) -> None:
+    """A machine with python and git only."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("git", "sh", "python3"):
+        (tools / name).symlink_to(shutil.which(name) or "/bin/false")
+    done = make("kernel", f"O={tmp_path / 'out'}", path=str(tools))
+    assert re.search(r"arm-linux-gnueabihf-gcc.* not found on this machine: run `make deps`", errors(done))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_board_is_remembered_with_its_choices(tmp_path: Path) -> None:
+    done = make("board_defconfig", "IMAGE=minimal", f"O={tmp_path / 'out'}")
+    assert done.returncode == 0
+    assert "is configured for board: QEMU virt" in done.stdout
+    assert '"image": "minimal"' in (tmp_path / "out/board.json").read_text()
+
+
+def test_clean_leaves_a_foreign_folder_alone(tmp_path: Path) -> None:
+    """`make clean O=$HOME` must not be the end of somebody's home."""
+    (tmp_path / "mine").write_text("precious")
+    project = tmp_path / "project"
+    for name in ("Makefile", "tools", "board"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, project / name)
+        else:
+            project.mkdir(exist_ok=True)
+            shutil.copy(source, project)
+    (project / ".venv").symlink_to(ROOT / ".venv")
+    assert make("clean", f"O={tmp_path}", cwd=project).returncode == 0
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_deps_does_nothing_when_everything_is_there() -> None:
+    done = make("deps")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["all Debian packages are there", "all Python packages are in .venv"]
+
+
+@pytest.mark.parametrize("fact", ["deb.debian.org", "security.debian.org", "pypi.org"])
+def test_the_project_names_no_mirror(fact: str) -> None:
+    """Where packages come from is the host's own choice."""
+    done = subprocess.run(
+        ["git", "grep", "-l", fact, "--", "tools", "board", "Makefile", "requirements.txt", ".ci"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == ""
