@@ -58,18 +58,21 @@ def kernel_folder(kernel: str, variants: tuple[str, ...], unpatched: bool) -> Pa
 def build(product: Product) -> None:
     start = time.monotonic()
     need_tools(TOOLS)
+    # Everything that may be wrong with the request, before anything is touched
     patches = series(product.kernel)
+    files = fragments.for_kernel(product.board.kernel_fragment, product.variants)
+    fragments.read(files)
     repository = Repository(product.kernel)
     source = repository.pristine() if product.unpatched else repository.prepare(patches)
     if product.unpatched:
-        patches = Series("none", ())
+        patches = Series("none", (), ())
     busy = f"{display(product.out)} is being built by another make: wait until that has ended"
     with repository.in_use(shared=True), locked(product.out / ".lock", busy):
-        build_in(product, repository, source, patches)
+        build_in(product, repository, source, patches, files)
     budget(product, time.monotonic() - start)
 
 
-def build_in(product: Product, repository: Repository, source: Path, patches: Series) -> None:
+def build_in(product: Product, repository: Repository, source: Path, patches: Series, requests: list[Path]) -> None:
     epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or repository.epoch())
     kernel = Kernel(
         source=source,
@@ -78,7 +81,7 @@ def build_in(product: Product, repository: Repository, source: Path, patches: Se
         localversion="" if product.unpatched else "-arm-pmem",
         misses_allowed=product.unpatched,
     )
-    kernel.configure(fragments.for_kernel(product.board.kernel_fragment, product.variants))
+    kernel.configure(requests)
     say(f"building Linux {product.kernel} in {display(kernel.build)}")
     kernel.make(product.out / "kernel.log")
     overlay = compile_overlay(product)

@@ -43,7 +43,7 @@ class Kernel:
             f"CC={ccache}{CROSS_COMPILE}gcc",
             f"HOSTCC={ccache}gcc",
             f"LOCALVERSION={self.localversion}",
-            f"KBUILD_BUILD_TIMESTAMP=@{self.epoch}",
+            f"KBUILD_BUILD_TIMESTAMP={time.strftime('%a %b %d %H:%M:%S UTC %Y', time.gmtime(self.epoch))}",
             "KBUILD_BUILD_VERSION=1",
             "KBUILD_BUILD_USER=arm-pmem",
             "KBUILD_BUILD_HOST=arm-pmem",

@@ -46,10 +46,8 @@ class Series:
 
     name: str
     patches: tuple[Path, ...]
-
-    @property
-    def hashes(self) -> list[str]:
-        return [sha256(patch) for patch in self.patches]
+    # Taken at the start: somebody may edit the patches while a kernel is built from them.
+    hashes: tuple[str, ...]
 
     @property
     def hash(self) -> str:
@@ -65,7 +63,8 @@ def series(kernel: str, root: Path = ROOT) -> Series:
     if kernel not in known:
         raise UserError(f"unknown KERNEL '{kernel}': there are patches for {', '.join(known) or 'none yet'}")
     folder = root / "patches/linux" / kernel
-    return Series(kernel, tuple(sorted(folder.glob("*.patch"))))
+    patches = tuple(sorted(folder.glob("*.patch")))
+    return Series(kernel, patches, tuple(sha256(patch) for patch in patches))
 
 
 class Repository:
@@ -165,7 +164,7 @@ class Repository:
         """Bring the work tree to base + the series and return its path."""
         self.unpack()
         applied, head = self._remembered()
-        hashes = wanted.hashes
+        hashes = list(wanted.hashes)
         edits = self._edited(head)
         if edits and hashes != applied:
             raise UserError(
@@ -182,7 +181,7 @@ class Repository:
         return self.path
 
     def _apply(self, wanted: Series, applied: list[str], head: str) -> None:
-        hashes = wanted.hashes
+        hashes = list(wanted.hashes)
         same = 0
         while same < min(len(hashes), len(applied)) and hashes[same] == applied[same]:
             same += 1

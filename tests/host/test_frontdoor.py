@@ -88,9 +88,7 @@ def test_make_without_a_configured_board_says_what_to_run(tmp_path: Path) -> Non
 
 
 def test_an_unknown_variant_lists_the_known_ones() -> None:
-    done = make("kernel", "VARIANT=fast", "O=/nonexistent/x")
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr
+    assert "unknown VARIANT 'fast': the variants are debug, nohighmem" in errors(make("kernel", "VARIANT=fast"))
 
 
 def test_an_unknown_series() -> None:
