@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-/* From <linux/mman.h> and <linux/fs.h>, whose inclusion collides with glibc's own headers. */
+/* What older C libraries do not have yet. */
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
 #define MADV_POPULATE_WRITE 23

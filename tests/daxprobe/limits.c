@@ -8,11 +8,10 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <pthread.h>
-#include <stdlib.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>

@@ -5,7 +5,6 @@
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -19,7 +18,7 @@ void point_file_is_dax(void)
 	CHECK(file_is_dax(fd), "statx says that the file is not in DAX mode");
 }
 
-/* Faults after reading and writing show whether the data went through the page cache. */
+/* mincore(2) asks the page cache for what is not mapped: data that went through it shows. */
 void point_no_page_cache(void)
 {
 	enum { PAGES = 32 };
