@@ -42,13 +42,12 @@ def image_folder() -> Path:
 
 def build_command(images: Path) -> str:
     """The make command which fills an images folder."""
-    match = re.fullmatch(r"kernel-([\d.]+)(-debug)?(-nohighmem)?(-unpatched)?", images.parent.name)
+    match = re.fullmatch(r"kernel-([\d.]+)((?:-[a-z]+)*)", images.parent.name)
     if not match:
         return "make board_defconfig && make"
     words = ["make", "kernel", f"KERNEL={match[1]}"]
-    words += ["DEBUG=1"] if match[2] else []
-    words += ["VARIANT=nohighmem"] if match[3] else []
-    words += ["SERIES=none"] if match[4] else []
+    for flavour in match[2].split("-")[1:]:
+        words.append({"debug": "DEBUG=1", "unpatched": "SERIES=none"}.get(flavour, f"VARIANT={flavour}"))
     return " ".join(words)
 
 

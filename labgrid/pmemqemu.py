@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import attr
+import fdt
 from boardlib import (
     BoardError,
     ConsoleTail,
@@ -72,30 +73,25 @@ def run_tool(cmd: list[str], mend: str) -> subprocess.CompletedProcess[str]:
 def device_tree_regions(dtb: Path) -> tuple[Region, list[Region]]:
     """RAM, and the pmem regions, of a device tree whose root uses two cells for addresses and sizes."""
 
-    def fdtget(*args: str) -> str:
-        result = run_tool(["fdtget", *args], "install the package device-tree-compiler")
-        if result.returncode:
-            raise DeviceTreeError(f"fdtget {shlex.join(args)} failed: {result.stderr.strip()}.")
-        return result.stdout.strip()
-
-    def reg(node: str) -> tuple[int, int]:
-        cells = [int(cell, 16) for cell in fdtget("-t", "x", str(dtb), node, "reg").split()]
+    def place(node: fdt.Node) -> tuple[int, int]:
+        cells = node.get_property("reg").data
         if len(cells) != 4:
-            raise DeviceTreeError(f"{node} in {dtb} has {len(cells)} cells in reg, and just one range was expected.")
+            raise DeviceTreeError(f"{node.name} in {dtb} has {len(cells)} cells in reg: one range of 64 bits was expected.")
         return (cells[0] << 32) | cells[1], (cells[2] << 32) | cells[3]
 
-    ram: Region | None = None
-    regions = []
-    for name in fdtget("-l", str(dtb), "/").split():
-        node = f"/{name}"
-        if name.startswith("memory@"):
-            ram = Region(*reg(node))
-        elif "pmem-region" in fdtget("-d", "", str(dtb), node, "compatible").split():
-            properties = fdtget("-p", str(dtb), node).split()
-            regions.append(Region(*reg(node), volatile="volatile" in properties))
-    if ram is None:
-        raise DeviceTreeError(f"{dtb} has no /memory node: is it the device tree of this machine?")
-    return ram, sorted(regions)
+    try:
+        root = fdt.parse_dtb(dtb.read_bytes()).root
+    except (OSError, ValueError) as exc:
+        raise DeviceTreeError(f"{dtb} cannot be read ({exc}): start the machine first.") from exc
+    ram = [Region(*place(node)) for node in root.nodes if node.name.startswith("memory@")]
+    if len(ram) != 1:
+        raise DeviceTreeError(f"{dtb} has {len(ram)} /memory nodes, not one: is it the device tree of this machine?")
+    regions = [
+        Region(*place(node), volatile=node.exist_property("volatile"))
+        for node in root.nodes
+        if node.exist_property("compatible") and "pmem-region" in node.get_property("compatible").data
+    ]
+    return ram[0], sorted(regions)
 
 
 @target_factory.reg_driver

@@ -105,7 +105,7 @@ class KernelLog:
 
     sh: Shell
     taint: int = 0
-    _serial: int = 0
+    _found: int = 0
     _boots: int = 0
     _seen: int = -1
 
@@ -116,20 +116,13 @@ class KernelLog:
 
     def look(self) -> str:
         """The lines since the last look; the whole log after a new start. One command on the target."""
-        old, new = f"arm-pmem log {self._serial}.", f"arm-pmem log {self._serial + 1}."
-        out = self.sh(
-            f"n=$(dmesg|grep -nF '{old}'|tail -n1|cut -d: -f1); dmesg|tail -n +$((${{n:-0}}+1))|head -n 600; "
-            f"echo '{new}' >/dev/kmsg; cat /proc/sys/kernel/tainted"
-        )
+        out = self.sh("dmesg -c | head -n 600; cat /proc/sys/kernel/tainted", timeout=60)
         if self.sh.boots != self._boots:
             self._boots, self.taint = self.sh.boots, 0
-        self._serial += 1
         self._seen = self.sh.used
         lines, _, taint = out.rpartition("\n")
-        self._new_taint = int(taint)
+        self._found = int(taint)
         return lines
-
-    _new_taint: int = 0
 
     def complaints(self, text: str, allowed: list[str]) -> list[str]:
         """What is wrong in these lines, and with the taint flags of the last look."""
@@ -138,9 +131,9 @@ class KernelLog:
             for line in text.splitlines()
             if COMPLAINTS.search(line) and not any(re.search(regex, line) for regex in allowed)
         ]
-        if self._new_taint != self.taint:
-            wrong.append(f"/proc/sys/kernel/tainted changed from {self.taint} to {self._new_taint}")
-            self.taint = self._new_taint
+        if self._found != self.taint:
+            wrong.append(f"/proc/sys/kernel/tainted changed from {self.taint} to {self._found}")
+            self.taint = self._found
             # Once tainted, the kernel warns less; and an oops leaves locks behind.
             self.sh.reboot_wanted = True
         return wrong
@@ -242,7 +235,7 @@ class Volumes:
         point = self.point(device)
         status, out = self.sh.run(f"mkdir -p {point}; mount -t {kind} -o rw,{options} {device} {point}")
         if status:
-            why = self.sh("dmesg | tail -n 3 | cut -d']' -f2-")
+            why = self.sh("dmesg | tail -n 3")
             raise MountRefused(f"mount -t {kind} -o {options} {device} was refused: {out.strip()}; kernel log:\n{why}")
         return point
 
@@ -260,16 +253,34 @@ class Volumes:
         """Unmounts whatever is mounted from the device."""
         self._fresh()
         self._mounted.pop(device, None)
-        self.sh(f"while grep -q '^{device} ' /proc/mounts; do umount {device} || exit 1; done")
+        self._or_reboot(f"while grep -q '^{device} ' /proc/mounts; do umount {device} || exit 1; done")
+
+    def release_all(self) -> None:
+        """Unmounts what get() keeps."""
+        self._fresh()
+        for device in list(self._mounted):
+            self.release(device)
 
     def clean_up(self) -> None:
         """After a test which worked by hand: no mounts, no device-mapper devices, no loop devices are left."""
         self._mounted.clear()
-        self.sh(
-            "for i in 1 2 3; do awk '$2 ~ \"^/mnt\" {print $2}' /proc/mounts | sort -r | xargs -r umount; done; "
-            "losetup -D; dmsetup remove_all --retry; ! grep ' /mnt' /proc/mounts && [ \"$(dmsetup ls)\" = 'No devices found' ]",
-            timeout=30,
+        umount = "awk '$2 ~ \"^/mnt\" {print $2}' /proc/mounts | tac | xargs -r umount"
+        self._or_reboot(
+            f"{umount} 2>/dev/null; for d in /sys/block/loop*/loop; do "
+            f"[ ! -e $d ] || losetup -d /dev/$(basename ${{d%/loop}}); done; {umount}"
         )
+        self._or_reboot(
+            "for d in /sys/block/dm-*; do [ ! -e $d ] || dmsetup remove_all --retry; done; "
+            "for d in /sys/block/dm-* /sys/block/loop*/loop; do [ ! -e $d ] || exit 1; done"
+        )
+
+    def _or_reboot(self, cmd: str) -> None:
+        """Undoes what a test did. When that fails, the next test must not suffer: it gets a board started anew."""
+        try:
+            self.sh(cmd, timeout=30)
+        except BaseException:
+            self.sh.reboot_wanted = True
+            raise
 
     def check(self, kind: str, device: str) -> None:
         """Unmounts, and demands that fsck finds nothing to mend."""

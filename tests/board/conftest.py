@@ -16,6 +16,8 @@ from labgrid.pytestplugin.hooks import LABGRID_ENV_KEY
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG = pytest.StashKey[KernelLog]()
+# What the kernel said until the first test
+START = pytest.StashKey[str]()
 # What the kernel said during a test so far
 TEXT = pytest.StashKey[str]()
 # A test may wait for one whole start of the board and then some; in seconds before the scale factor.
@@ -127,13 +129,17 @@ def save_console(item: pytest.Item) -> None:
         (folder / f"{file_name(item)}.log").write_bytes(said)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.pluginmanager.hasplugin("timeout"):
-        return
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     scale = float(os.environ.get("LG_TIMEOUT_SCALE", "1"))
     for item in items:
-        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TEST_LIMIT * scale))
+        marker = item.get_closest_marker("series")
+        if marker:
+            # Into the JUnit report, for tools/regression.py
+            item.user_properties.append(("series", " ".join(marker.args)))
 
 
 # The target -------------------------------------------------------------------------------------------------------
@@ -150,6 +156,7 @@ def _shell(strategy: Any, request: pytest.FixtureRequest) -> Iterator[Shell]:
         # A board that has never come up: there is nothing to test.
         pytest.exit(f"{type(exc).__name__}: {exc}", returncode=3)
     log = request.config.stash[LOG] = KernelLog(shell)
+    request.config.stash[START] = log.look()
     yield shell
     # The last look, before labgrid switches the board off.
     del request.config.stash[LOG]
@@ -163,6 +170,12 @@ def sh(_shell: Shell, strategy: Any) -> Shell:
     """The target's shell: sh("cmd") returns the output of a command which must succeed."""
     _shell.ready()
     return _shell
+
+
+@pytest.fixture(scope="session")
+def start_log(_shell: Shell, request: pytest.FixtureRequest) -> str:
+    """What the kernel said from its start to the first test."""
+    return request.config.stash[START]
 
 
 @pytest.fixture(scope="session")
@@ -250,7 +263,7 @@ def volumes(sh: Shell, _volumes: Volumes) -> Volumes:
 @pytest.fixture
 def scratch(sh: Shell, volumes: Volumes) -> Iterator[Volumes]:
     """For tests which work on the devices by hand: nothing is mounted before, nothing is left after."""
-    volumes.clean_up()
+    volumes.release_all()
     yield volumes
     if not sh.reboot_wanted:
         volumes.clean_up()

@@ -61,7 +61,7 @@ class TestXfs:
         scratch.check("xfs", pmem.device)
 
     def test_a_full_file_system_says_no_space(self, sh: Shell, scratch: Volumes, pmem: Region) -> None:
-        sh(f"{MKFS['xfs']} -d size=24m {pmem.device}", timeout=60)
+        sh(f"{MKFS['xfs']} -d size=32m,agcount=2 {pmem.device}", timeout=60)
         point = scratch.mount("xfs", pmem.device, "dax=always")
         sh.fails(f"dd if=/dev/zero of={point}/big bs=1M", "No space left", timeout=60)
         sh(f"rm {point}/big; xfs_io -f -c 'truncate 1m' -c 'mmap -rw 0 1m' -c 'mwrite 0 1m' {point}/mapped")

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import base64
 import gzip
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from boardtools import Shell
+from boardtools import COMPLAINTS, Shell
 
 from tools import fragments
 
@@ -47,10 +48,20 @@ def test_the_kernel_has_what_the_fragment_asks_for(
     sh: Shell, config: dict[str, str], manifest: dict[str, Any], name: str
 ) -> None:
     board = ROOT / "board" / manifest["board"] / "linux.config"
-    asked = fragments.read(fragments.for_kernel(board, manifest["kernel"]["variant"]))
+    asked = fragments.read(fragments.for_kernel(board, manifest["kernel"]["variants"]))
     mine = {symbol: request for symbol, request in asked.items() if request.file.name == name}
     assert mine
     assert [f"{one.text} ({one.place})" for one in fragments.missed(mine, config)] == []
+
+
+def test_the_kernel_has_what_its_variants_ask_for(
+    sh: Shell, config: dict[str, str], manifest: dict[str, Any]
+) -> None:
+    variants = manifest["kernel"]["variants"]
+    if not variants:
+        pytest.skip("the image is of no variant (DEBUG=1, VARIANT=…)")
+    asked = fragments.read(ROOT / "board/common/variants" / f"{name}.config" for name in variants)
+    assert [f"{one.text} ({one.place})" for one in fragments.missed(asked, config)] == []
 
 
 @pytest.mark.series("E1")
@@ -58,9 +69,14 @@ def test_the_kernel_has_fs_dax(sh: Shell, config: dict[str, str]) -> None:
     assert config.get("FS_DAX") == "y"
 
 
-def test_the_data_cache_is_of_the_kind_that_the_board_has(sh: Shell, env: Any) -> None:
-    line = sh("dmesg | grep -i 'data cache' | grep CPU:")
-    aliasing = "VIVT" in line or "VIPT aliasing" in line
+def test_the_start_is_without_complaint(start_log: str) -> None:
+    assert [line for line in start_log.splitlines() if COMPLAINTS.search(line)] == []
+
+
+def test_the_data_cache_is_of_the_kind_that_the_board_has(start_log: str, env: Any) -> None:
+    line = re.search(r"CPU: .*data cache.*", start_log)
+    assert line
+    aliasing = "VIVT" in line[0] or "VIPT aliasing" in line[0]
     assert aliasing == ("dcache-aliasing" in env.get_target_features())
 
 

@@ -24,7 +24,7 @@ def test_a_test_may_allow_a_complaint_which_it_provokes(sh: Shell) -> None:
 
 
 def test_a_look_shows_each_line_once(sh: Shell) -> None:
-    log = KernelLog(sh, _serial=5000)
+    log = KernelLog(sh)
     log.look()
     sh("echo harmless-line >/dev/kmsg")
     assert log.look().count("harmless-line") == 1
@@ -32,7 +32,7 @@ def test_a_look_shows_each_line_once(sh: Shell) -> None:
 
 
 def test_a_changed_taint_flag_is_a_complaint(sh: Shell) -> None:
-    log = KernelLog(sh, _serial=6000)
+    log = KernelLog(sh)
     log.complaints(log.look(), [])
     log.taint ^= 0x200  # as if the kernel had been tainted by a warning since
     assert any("tainted" in line for line in log.complaints("", []))
