@@ -19,6 +19,7 @@ build    = $(PYTHON) -m tools.build
 options  = --board '$(BOARD)' --kernel '$(KERNEL)' --image '$(IMAGE)' --out '$(O)'
 # Test reports (JUnit XML)
 reports := output/test
+unpatched := output/kernel-6.1-unpatched/images
 images   = $(or $(LG_BUILDDIR),$(if $(O),$(O)/images,output/board/images))
 
 .DEFAULT_GOAL := all
@@ -53,7 +54,7 @@ list: ## the boards, with what each is
 kernel: ## the kernel developer's loop: into output/kernel-6.1 (DEBUG=1, VARIANT=, SERIES=none)
 	@$(build) kernel $(options) --variant '$(variants)' --series '$(or $(SERIES),patched)'
 
-test: test-host test-board ## all tests; builds the image first if there is none
+test: $(images)/manifest.json test-host test-board ## all tests; builds the image first if there is none
 
 test-host: ## the tests that need no board
 	@$(PYTHON) -m pytest tests/host $(wildcard tests/lab) --junitxml=$(reports)/host.xml
@@ -65,8 +66,11 @@ $(images)/manifest.json:
 	@$(MAKE) $(or $(BOARD),board)_defconfig
 	@$(MAKE) all
 
-test-regression: ## what the series turns from fail to pass: the board tests on the unpatched kernel
+test-regression: $(images)/manifest.json $(unpatched)/manifest.json ## what the series turns from fail to pass
 	@$(PYTHON) -m tools.regression
+
+$(unpatched)/manifest.json:
+	@$(MAKE) kernel SERIES=none
 
 check: ## linters, patches, fragments: no board, no build
 	@$(PYTHON) -m tools.check
