@@ -6,6 +6,7 @@ KERNEL ?=
 IMAGE  ?=
 SERIES ?=
 VARIANT ?=
+DROP   ?=
 DEBUG  ?=
 O      ?=
 
@@ -39,7 +40,7 @@ help: ## this list
 		awk -F '|' '{ printf "  %-18s %s\n", $$1, $$2 }'
 	@echo
 	@echo '  BOARD=board KERNEL=6.1 IMAGE=auto O=<folder for all that is built>'
-	@echo '  make kernel: DEBUG=1, VARIANT=nohighmem, SERIES=none (the unpatched kernel)'
+	@echo '  make kernel: DEBUG=1, VARIANT=nohighmem, SERIES=none (the unpatched kernel), DROP=0022,0027 (without these)'
 	@echo '  LG_BUILDDIR=<folder> (test-board): the images to boot, default output/board/images'
 
 deps: ## install what this machine lacks: Debian packages, and Python packages into .venv
@@ -51,8 +52,8 @@ list: ## the boards, with what each is
 %_defconfig: ## choose the board that `make` builds (see `make list`)
 	@$(build) configure $(options) --board '$*'
 
-kernel: ## the kernel developer's loop: into output/kernel-6.1 (DEBUG=1, VARIANT=, SERIES=none)
-	@$(build) kernel $(options) --variant '$(variants)' --series '$(or $(SERIES),patched)'
+kernel: ## the kernel developer's loop: into output/kernel-6.1 (DEBUG=1, VARIANT=, SERIES=none, DROP=)
+	@$(build) kernel $(options) --variant '$(variants)' --drop '$(DROP)' --series '$(or $(SERIES),patched)'
 
 test: $(images)/manifest.json test-host test-board ## all tests; builds the image first if there is none
 

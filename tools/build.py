@@ -28,7 +28,7 @@ from tools.common import (
     write_whole,
 )
 from tools.kernel import Kernel
-from tools.source import Repository, Series, series
+from tools.source import NO_SERIES, Repository, Series, series, without
 
 DEFAULT_KERNEL = "6.1"
 DEFAULT_BOARD = "board"
@@ -44,15 +44,16 @@ class Product:
     out: Path
     variants: tuple[str, ...] = ()
     unpatched: bool = False
+    # numbers of patches to leave out
+    drop: tuple[str, ...] = ()
 
     @property
     def images(self) -> Path:
         return self.out / "images"
 
 
-def kernel_folder(kernel: str, variants: tuple[str, ...], unpatched: bool) -> Path:
-    """make kernel: every flavour has a folder of its own, so that switching costs nothing."""
-    return OUTPUT / "-".join(["kernel", kernel, *variants, *(["unpatched"] if unpatched else [])])
+def flavour(variants: tuple[str, ...], unpatched: bool, drop: tuple[str, ...]) -> list[str]:
+    return [*variants, *(["unpatched"] if unpatched else []), *(["drop", *drop] if drop else [])]
 
 
 def build(product: Product) -> None:
@@ -62,10 +63,13 @@ def build(product: Product) -> None:
     patches = series(product.kernel)
     files = fragments.for_kernel(product.board.kernel_fragment, product.variants)
     fragments.read(files)
-    repository = Repository(product.kernel)
-    source = repository.pristine() if product.unpatched else repository.prepare(patches)
+    worktree = ""
     if product.unpatched:
-        patches = Series("none", (), ())
+        patches, worktree = NO_SERIES, "unpatched"
+    elif product.drop:
+        patches, worktree = without(patches, product.drop), "drop"
+    repository = Repository(product.kernel, worktree)
+    source = repository.prepare(patches)
     busy = f"{display(product.out)} is being built by another make: wait until that has ended"
     with repository.in_use(shared=True), locked(product.out / ".lock", busy):
         build_in(product, repository, source, patches, files)
@@ -79,7 +83,7 @@ def build_in(product: Product, repository: Repository, source: Path, patches: Se
         build=product.out / "build",
         epoch=epoch,
         localversion="" if product.unpatched else "-arm-pmem",
-        misses_allowed=product.unpatched,
+        misses_allowed=product.unpatched or bool(product.drop),
     )
     kernel.configure(requests)
     say(f"building Linux {product.kernel} in {display(kernel.build)}")
@@ -117,7 +121,7 @@ def build_in(product: Product, repository: Repository, source: Path, patches: Se
             "sha256": patches.hash,
             "patches": [patch.name for patch in patches.patches],
             # a developer's own work in the source tree, which the hash above does not cover
-            "edits": "" if product.unpatched else repository.edits(),
+            "edits": repository.edits(),
         },
         "source_date_epoch": epoch,
         "files": {name: {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()},
@@ -244,11 +248,19 @@ def do_board(options: argparse.Namespace) -> None:
 
 def do_kernel(options: argparse.Namespace) -> None:
     """The kernel developer's loop."""
-    variants = tuple(options.variant.replace(",", " ").split())
-    unpatched = options.series == "none"
-    out = options.out or kernel_folder(options.kernel, variants, unpatched)
+    variants = words(options.variant)
+    unpatched, drop = options.series == "none", words(options.drop)
+    if unpatched and drop:
+        raise UserError("SERIES=none has no patch to drop: give SERIES=none or DROP, not both")
+    # Every flavour has a folder of its own, so that switching costs nothing.
+    name = "-".join(["kernel", options.kernel, *flavour(variants, unpatched, drop)])
+    out = options.out or OUTPUT / name
     chosen = board(options.board or DEFAULT_BOARD)
-    build(Product(chosen, options.kernel, out.resolve(), variants, unpatched))
+    build(Product(chosen, options.kernel, out.resolve(), variants, unpatched, drop))
+
+
+def words(listed: str) -> tuple[str, ...]:
+    return tuple(listed.replace(",", " ").split())
 
 
 def do_clean(options: argparse.Namespace) -> None:
@@ -264,12 +276,11 @@ def do_clean(options: argparse.Namespace) -> None:
 
 def do_distclean(options: argparse.Namespace) -> None:
     """Remove everything that is not in git; but nobody's edits in a kernel source tree."""
-    for path in OUTPUT.glob("linux-*/.git"):
-        if path.is_dir():
-            repository = Repository(path.parent.name.removeprefix("linux-"))
-            edits = repository.edits()
-            if edits:
-                raise UserError(f"{display(repository.path)} holds {edits}: save them, or remove that folder yourself")
+    for path in sorted(OUTPUT.glob("linux-*/.git")):
+        kernel, _, worktree = path.parent.name.removeprefix("linux-").partition("-")
+        edits = Repository(kernel, worktree).edits()
+        if edits:
+            raise UserError(f"{display(path.parent)} holds {edits}: save them, or remove that folder yourself")
     shutil.rmtree(OUTPUT, ignore_errors=True)
     shutil.rmtree(ROOT / ".venv", ignore_errors=True)
 
@@ -287,6 +298,7 @@ def main() -> int:
     common.add_argument("--kernel", default="")
     common.add_argument("--image", default="")
     common.add_argument("--variant", default="", help="debug, nohighmem, or both")
+    common.add_argument("--drop", default="", help="numbers of patches to leave out: 0022,0027")
     common.add_argument("--series", choices=["patched", "none"], default="patched")
     commands = parser.add_subparsers(required=True)
     for name, function in {

@@ -28,7 +28,7 @@ class Kernel:
     epoch: int
     # "" for the unpatched kernel
     localversion: str
-    # The unpatched kernel cannot grant every request: that is what the series is for.
+    # A kernel without the whole series cannot grant every request: that is what the series is for.
     misses_allowed: bool = False
 
     def _make(self) -> list[str]:
@@ -82,7 +82,7 @@ class Kernel:
             if not self.misses_allowed:
                 raise UserError(report)
             names = ", ".join(one.symbol for one in missed)
-            say(f"note: the unpatched kernel does not grant {names} (allowed with SERIES=none)")
+            say(f"note: without the whole series this kernel does not have {names}")
         write_whole(stamp, json.dumps([inputs, sha256(self.config)]))
 
     def _config_inputs(self, files: list[Path]) -> str:

@@ -3,6 +3,7 @@
 output/linux-<X.Y>/ is made once. Tag `base` is the source as Debian ships it, branch `arm-pmem` is
 base + `git am` of patches/linux/<X.Y>/*.patch. When patches change, the branch is made again, from
 the last patch that did not change. A developer's own edits there are never touched.
+Other states (no series, a series without some patches) are git worktrees beside it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +44,7 @@ IDENTITY = {
 
 @dataclass(frozen=True)
 class Series:
-    """The patches of one kernel line, in their order; `name` is 6.1 or none."""
+    """Patches in their order; `name` is 6.1, 6.1-drop-0007 or none."""
 
     name: str
     patches: tuple[Path, ...]
@@ -52,6 +54,9 @@ class Series:
     @property
     def hash(self) -> str:
         return sha256("\n".join(self.hashes).encode())
+
+
+NO_SERIES = Series("none", (), ())
 
 
 def kernel_lines(root: Path = ROOT) -> list[str]:
@@ -67,13 +72,28 @@ def series(kernel: str, root: Path = ROOT) -> Series:
     return Series(kernel, patches, tuple(sha256(patch) for patch in patches))
 
 
-class Repository:
-    """The git repository of one kernel line."""
+def without(wanted: Series, numbers: Sequence[str]) -> Series:
+    """The series without the patches which begin with these numbers."""
+    dropped = set()
+    for number in numbers:
+        found = [patch for patch in wanted.patches if patch.name.startswith(f"{number}-")]
+        if not found:
+            raise UserError(f"no patch of {wanted.name} begins with {number}: DROP wants numbers such as 0002,0005")
+        dropped.update(found)
+    kept = [pair for pair in zip(wanted.patches, wanted.hashes, strict=True) if pair[0] not in dropped]
+    name = "-".join([wanted.name, "drop", *numbers])
+    return Series(name, tuple(patch for patch, _ in kept), tuple(known for _, known in kept))
 
-    def __init__(self, kernel: str, output: Path = OUTPUT, tarballs: Path = TARBALLS) -> None:
+
+class Repository:
+    """The git repository of one kernel line; `worktree` names a second work tree of it."""
+
+    def __init__(self, kernel: str, worktree: str = "", output: Path = OUTPUT, tarballs: Path = TARBALLS) -> None:
+        suffix = f"-{worktree}" if worktree else ""
         self.kernel = kernel
-        self.path = output / f"linux-{kernel}"
-        self.unpatched = output / f"linux-{kernel}-unpatched"
+        self.main = output / f"linux-{kernel}"
+        self.path = output / f"linux-{kernel}{suffix}"
+        self.branch = f"{BRANCH}{suffix}"
         self.tarball = tarballs / f"linux-source-{kernel}.tar.xz"
 
     def git(self, *arguments: str, cwd: Path | None = None, what: str = "") -> str:
@@ -88,19 +108,21 @@ class Repository:
     # --- making it ---------------------------------------------------------------------------
 
     def unpack(self) -> None:
-        """Make the repository from the tarball; it appears whole or not at all."""
-        if (self.path / ".git").exists():
-            return
-        with self.in_use(shared=False):
-            self._unpack()
+        """Make the repository from the tarball, and the work tree; each appears whole or not at all."""
+        if not (self.main / ".git").exists():
+            with self.in_use(self.main, shared=False):
+                self._unpack()
+        if not (self.path / ".git").exists():
+            self.git("worktree", "prune", cwd=self.main)
+            self.git("worktree", "add", "--quiet", "-B", self.branch, str(self.path), BASE, cwd=self.main)
 
     def _unpack(self) -> None:
-        if self.path.exists():
-            raise UserError(f"{display(self.path)} is not a git repository: remove it")
+        if self.main.exists():
+            raise UserError(f"{display(self.main)} is not a git repository: remove it")
         if not self.tarball.exists():
             raise UserError(f"{self.tarball} not found on this machine: run `make deps`")
-        say(f"unpacking {self.tarball} to {display(self.path)} (once)")
-        work = self.path.with_name(f".{self.path.name}.tmp")
+        say(f"unpacking {self.tarball} to {display(self.main)} (once)")
+        work = self.main.with_name(f".{self.main.name}.tmp")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         try:
@@ -121,24 +143,29 @@ class Repository:
                 ["tag", BASE],
             ):
                 run([*GIT, *command], cwd=work, env={**IDENTITY, **dates}, what=what)
-            work.rename(self.path)
+            work.rename(self.main)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
 
-    def in_use(self, *, shared: bool) -> AbstractContextManager[None]:
+    def in_use(self, tree: Path | None = None, *, shared: bool) -> AbstractContextManager[None]:
         """A build shares the work tree with other builds, but with nobody who changes it."""
+        tree = tree or self.path
         return locked(
-            self.path.with_name(f".{self.path.name}.lock"),
-            f"{display(self.path)} is in use by another make: wait until that has ended",
+            tree.with_name(f".{tree.name}.lock"),
+            f"{display(tree)} is in use by another make: wait until that has ended",
             shared=shared,
         )
 
     # --- the series --------------------------------------------------------------------------
 
     @property
+    def _git_folder(self) -> Path:
+        return self.path / self.git("rev-parse", "--git-dir")
+
+    @property
     def _memory(self) -> Path:
-        return self.path / ".git" / "arm-pmem.json"
+        return self._git_folder / "arm-pmem.json"
 
     def _remembered(self) -> tuple[list[str], str]:
         """Patch hashes that were applied last, and the commit which that gave."""
@@ -149,7 +176,7 @@ class Repository:
 
     def _edited(self, head: str) -> str:
         """What a developer did here since the series was applied, or ''."""
-        if (self.path / ".git/rebase-apply").exists() or (self.path / ".git/rebase-merge").exists():
+        if any((self._git_folder / name).exists() for name in ("rebase-apply", "rebase-merge")):
             return "a git am or rebase under way"
         if self.git("rev-parse", "HEAD") != head:
             return "own commits or another branch"
@@ -170,7 +197,7 @@ class Repository:
             raise UserError(
                 f"{display(self.path)} holds {edits} and the patches in patches/linux/"
                 f"{self.kernel} changed too: save your work as patches, then "
-                f"`git -C {display(self.path)} checkout -f {BRANCH} && "
+                f"`git -C {display(self.path)} checkout -f {self.branch} && "
                 f"git -C {display(self.path)} reset --hard {head[:12]}`"
             )
         if edits:
@@ -187,14 +214,14 @@ class Repository:
             same += 1
         commits = self.git("rev-list", "--reverse", f"{BASE}..{head}").split()
         start = commits[same - 1] if same else BASE
-        self.git("checkout", "--quiet", "-B", BRANCH, head)
+        self.git("checkout", "--quiet", "-B", self.branch, head)
         self.git("reset", "--quiet", "--hard", start)
         say(f"applying {len(hashes) - same} of {len(hashes)} patches to {display(self.path)}")
         try:
             for patch in wanted.patches[same:]:
                 self._apply_one(patch)
         except BaseException:
-            if (self.path / ".git/rebase-apply").exists():
+            if (self._git_folder / "rebase-apply").exists():
                 self.git("am", "--abort")
             self.git("reset", "--quiet", "--hard", head)
             raise
@@ -220,14 +247,6 @@ class Repository:
                 f"{why_not(patch.read_text(errors='replace'), done.stdout + done.stderr)}; "
                 f"the source tree is left as it was"
             )
-
-    def pristine(self) -> Path:
-        """A second work tree at tag base, for SERIES=none."""
-        self.unpack()
-        if not self.unpatched.exists():
-            self.git("worktree", "prune")
-            self.git("worktree", "add", "--quiet", "--detach", str(self.unpatched), BASE)
-        return self.unpatched
 
 
 def why_not(patch: str, complaint: str) -> str:

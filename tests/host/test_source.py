@@ -8,7 +8,7 @@ import pytest
 from toyline import HELLO, SECOND, Line
 
 from tools.common import UserError
-from tools.source import series
+from tools.source import NO_SERIES, series, without
 
 
 def test_the_series_is_applied_on_top_of_the_pristine_source(line: Line) -> None:
@@ -121,8 +121,25 @@ def test_edits_and_changed_patches_are_an_error_which_loses_nothing(line: Line) 
 
 def test_the_unpatched_tree_is_the_pristine_source(line: Line) -> None:
     line.repository.prepare(line.series())
-    assert (line.repository.pristine() / "hello.c").read_text() == HELLO
+    unpatched = line.worktree("unpatched")
+    assert (unpatched.prepare(NO_SERIES) / "hello.c").read_text() == HELLO
     assert "line two" in line.hello()
+
+
+def test_a_series_without_some_patches_has_a_tree_of_its_own(line: Line) -> None:
+    line.repository.prepare(line.series())
+    text = (line.worktree("drop").prepare(without(line.series(), ["0001"])) / "hello.c").read_text()
+    assert "line 2" in text
+    assert "line thirty" in text
+    assert "line two" in line.hello()
+    text = (line.worktree("drop").prepare(without(line.series(), ["0002"])) / "hello.c").read_text()
+    assert "line two" in text
+    assert "line 30" in text
+
+
+def test_a_patch_to_leave_out_which_does_not_exist(line: Line) -> None:
+    with pytest.raises(UserError, match=r"no patch of 9\.9 begins with 0007"):
+        without(line.series(), ["0001", "0007"])
 
 
 def test_no_source_package_on_this_machine(line: Line) -> None:

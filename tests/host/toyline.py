@@ -71,6 +71,9 @@ class Line:
     def patches(self) -> Path:
         return self.root / "patches/linux/9.9"
 
+    def worktree(self, name: str) -> Repository:
+        return Repository("9.9", name, output=self.repository.path.parent, tarballs=self.root)
+
     def series(self) -> Series:
         return series("9.9", self.root)
 
