@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 # The front door: every target is a call of one program. `make help` shows them all.
 
 # Handed to the programs as they are; empty means the default.
@@ -22,6 +23,8 @@ options  = --board '$(BOARD)' --kernel '$(KERNEL)' --image '$(IMAGE)' --out '$(O
 reports := output/test
 unpatched := output/kernel-6.1-unpatched/images
 images   = $(or $(LG_BUILDDIR),$(if $(O),$(O)/images,output/board/images))
+# Images that the user names are the user's; the default ones are built when they are not there.
+needed   = $(if $(LG_BUILDDIR),,$(images)/manifest.json)
 
 .DEFAULT_GOAL := all
 .PHONY: all help deps list kernel test test-host test-board test-regression check clean distclean
@@ -55,19 +58,19 @@ list: ## the boards, with what each is
 kernel: ## the kernel developer's loop: into output/kernel-6.1 (DEBUG=1, VARIANT=, SERIES=none, DROP=)
 	@$(build) kernel $(options) --variant '$(variants)' --drop '$(DROP)' --series '$(or $(SERIES),patched)'
 
-test: $(images)/manifest.json test-host test-board ## all tests; builds the image first if there is none
+test: $(needed) test-host test-board ## all tests; builds the image first if there is none
 
 test-host: ## the tests that need no board
-	@$(PYTHON) -m pytest tests/host $(wildcard tests/lab) --junitxml=$(reports)/host.xml
+	@LG_BUILDDIR='$(images)' $(PYTHON) -m pytest tests/host $(wildcard tests/lab) --junitxml=$(reports)/host.xml
 
-test-board: $(images)/manifest.json ## the tests on the board, with the image in output/board/images
-	@$(PYTHON) -m pytest --lg-env arm-pmem.yaml tests/board --junitxml=$(reports)/board.xml
+test-board: $(needed) ## the tests on the board, with the image in output/board/images
+	@LG_BUILDDIR='$(images)' $(PYTHON) -m pytest --lg-env arm-pmem.yaml tests/board --junitxml=$(reports)/board.xml
 
-$(images)/manifest.json:
-	@$(MAKE) $(or $(BOARD),board)_defconfig
-	@$(MAKE) all
+$(addsuffix /manifest.json,$(sort $(images) output/board/images)):
+	@test -e $(dir $(@D))board.json || $(MAKE) $(or $(BOARD),board)_defconfig
+	@$(MAKE) all BOARD=$(or $(BOARD),board)
 
-test-regression: $(images)/manifest.json $(unpatched)/manifest.json ## what the series turns from fail to pass
+test-regression: output/board/images/manifest.json $(unpatched)/manifest.json ## what the series turns from fail to pass
 	@$(PYTHON) -m tools.regression
 
 $(unpatched)/manifest.json:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The boards: every folder board/<name>/ which holds a kernel fragment."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Build what a board boots: kernel, minimal root file system, device-tree overlay, manifest."""
 
 from __future__ import annotations
@@ -188,16 +189,17 @@ def budget(product: Product, seconds: float) -> None:
 # --- what the Makefile calls -------------------------------------------------------------------
 
 
-def image_type(wanted: str, *, at_end: bool = False) -> str:
-    """IMAGE=auto|minimal|buildroot; what `auto` came to is said at the start and at the end."""
+def check_image(wanted: str) -> None:
     if wanted == "buildroot":
         raise UserError("IMAGE=buildroot is not there yet: use IMAGE=minimal (or auto, which is minimal now)")
     if wanted not in ("auto", "minimal"):
         raise UserError(f"unknown IMAGE '{wanted}': it is auto, minimal or buildroot")
+
+
+def say_image(wanted: str, verb: str) -> None:
+    """What `auto` came to is said at the start and at the end, and stands in the manifest."""
     if wanted == "auto":
-        verb = "was" if at_end else "is"
         say(f"IMAGE=auto: this {verb} the minimal image (the Buildroot image is not there yet)")
-    return "minimal"
 
 
 def configuration(out: Path) -> Path:
@@ -216,7 +218,7 @@ def do_list(options: argparse.Namespace) -> None:
 
 def do_configure(options: argparse.Namespace) -> None:
     chosen = board(options.board)
-    image_type(options.image)
+    check_image(options.image)
     series(options.kernel)
     out = options.out or OUTPUT / chosen.name
     settings = {"board": chosen.name, "kernel": options.kernel, "image": options.image}
@@ -240,10 +242,11 @@ def do_board(options: argparse.Namespace) -> None:
         raise UserError(f"no board is configured{where}: run {names} first")
     settings = json.loads(configuration(out).read_text())
     image = options.image or settings["image"]
-    image_type(image)
+    check_image(image)
+    say_image(image, "is")
     kernel = options.kernel or settings["kernel"]
     build(Product(board(settings["board"]), kernel, out.resolve()))
-    image_type(image, at_end=True)
+    say_image(image, "was")
 
 
 def do_kernel(options: argparse.Namespace) -> None:

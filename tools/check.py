@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """`make check`: linters, patches, fragments. No board and no build; seconds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What all tools share: places, errors for the user, child processes, files written whole."""
 
 from __future__ import annotations

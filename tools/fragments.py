@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Kernel configuration fragments: what they ask for, and whether it was granted."""
 
 from __future__ import annotations

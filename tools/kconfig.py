@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Why a kernel option has not the value that somebody wants: the chain of Kconfig, in words."""
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any
 import kconfiglib
 from kconfiglib import AND, NOT, OR, Choice, Symbol, expr_str, expr_value, split_expr
 
-from tools.common import ROOT, UserError, display, entry
+from tools.common import OUTPUT, UserError, display, entry
 from tools.fragments import Request, parse_line
+from tools.source import kernel_lines
 
 # kconfiglib's expressions: a symbol, a choice or a tuple (operator, operand …)
 Expression = Any
@@ -76,8 +78,8 @@ def load(tree: Path, arch: str, config: Path | None = None) -> LinuxKconfig:
     if (tree / "arch").is_dir() and not (tree / "arch" / source_arch / "Kconfig").exists():
         known = sorted(path.parent.name for path in tree.glob("arch/*/Kconfig"))
         raise UserError(f"unknown --arch '{arch}': this tree knows {', '.join(known)}")
-    if config and not config.exists():
-        raise UserError(f"{display(config)} does not exist: --config wants a kernel's .config")
+    if config and not config.is_file():
+        raise UserError(f"{display(config)} is no file: --config wants a kernel's .config")
     prefix = CROSS_PREFIX.get(source_arch, "")
     # Any compiler serves to read the Kconfig files, where the right one is not there.
     prefix = prefix if shutil.which(f"{prefix}gcc") else ""
@@ -424,7 +426,8 @@ def main() -> int:
     parser.add_argument("--arch", default="arm", help="default: arm")
     parser.add_argument("--config", type=Path, help=".config (default: every option its default)")
     options = parser.parse_args()
-    tree = options.tree or max(ROOT.glob("output/linux-*/"), key=str, default=None)
+    own = [OUTPUT / f"linux-{kernel}" for kernel in kernel_lines()]
+    tree = options.tree or next((path for path in own if path.exists()), None)
     if tree is None:
         raise UserError("no kernel source yet: give --tree, or run `make kernel` first")
     explainer = Explainer(load(tree, options.arch, options.config), tree, options.arch)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Configure and build the kernel, out of tree."""
 
 from __future__ import annotations

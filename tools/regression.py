@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Show what the kernel series changes: the tests marked `series`, on the patched and on the unpatched kernel.
 
 Fails when a marked test passes on the unpatched kernel already (it shows nothing, then), or fails on the patched one.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The minimal root file system: programs of Debian armhf packages, as an initramfs.
 
 Two steps. The first (slow, cached in output/cache by its inputs) lets mmdebstrap resolve, fetch, verify and unpack
@@ -142,6 +143,9 @@ def debian(packages_file: Path, cache: Path = OUTPUT / "cache") -> Picked:
             }
             write_whole(picked.folder / "picked.json", json.dumps(content, indent=1) + "\n")
             picked.folder.rename(folder)
+        for old in cache.glob("debian-*"):
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
     content = json.loads((folder / "picked.json").read_text())
     return Picked(folder, content["packages"], content["suites"], content["modes"])
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The kernel source: Debian's source package in a git repository, with our series on a branch.
 
 output/linux-<X.Y>/ is made once. Tag `base` is the source as Debian ships it, branch `arm-pmem` is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Fixtures of the tools' tests: none of them needs a board."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """`make` as a user types it: what works without a build, and one sentence for each mistake."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The image that was built: complete, described by its manifest, and the same each time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The minimal root file system: what is taken from Debian, and the same bytes each time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The kernel source tree: made once, patched when patches change, a developer's edits never lost."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A small kernel line for the tools' tests: a tarball and a series of two patches, in a temporary folder."""
 
 from __future__ import annotations
