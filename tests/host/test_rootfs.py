@@ -164,13 +164,17 @@ def test_a_broken_security_index_is_left_out_and_said(
 
 
 def test_a_broken_main_index_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = []
+
     def mmdebstrap(packages: object, tarball: Path, sources: list[Archive]) -> None:
+        calls.append(sources)
         raise UserError("Failed to fetch http://mirror.example/debian/dists/bookworm/main/x")
 
     monkeypatch.setattr(rootfs, "archives", lambda: [MAIN, SECURITY])
     monkeypatch.setattr(rootfs, "mmdebstrap", mmdebstrap)
     with pytest.raises(UserError, match="dists/bookworm/main"):
         rootfs.fetch(["a"], tmp_path / "t")
+    assert len(calls) == 1
 
 
 def test_a_failed_fetch_leaves_nothing_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -223,6 +227,8 @@ def test_two_archives_of_the_same_files_are_the_same_bytes(gen_init_cpio: Path, 
     rootfs.write_cpio(first, gen_init_cpio, tmp_path / "s1", 1700000000, tmp_path / "1.gz")
     rootfs.write_cpio(dict(reversed(second.items())), gen_init_cpio, tmp_path / "s2", 1700000000, tmp_path / "2.gz")
     assert (tmp_path / "1.gz").read_bytes() == (tmp_path / "2.gz").read_bytes()
+    # the time in gzip's own header
+    assert (tmp_path / "1.gz").read_bytes()[4:8] == bytes(4)
 
 
 def test_the_archive_belongs_to_root_and_has_a_console(gen_init_cpio: Path, tmp_path: Path) -> None:

@@ -27,28 +27,34 @@ def test_an_empty_series_is_the_pristine_source(line: Line) -> None:
     assert line.hello() == HELLO
 
 
-def test_nothing_is_written_when_nothing_changed(line: Line) -> None:
+def test_nothing_is_written_when_nothing_changed(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
     line.repository.prepare(line.series())
+    capsys.readouterr()
     before = (line.repository.path / "hello.c").stat().st_mtime_ns, line.git("rev-parse", "HEAD")
     line.repository.prepare(line.series())
     assert before == ((line.repository.path / "hello.c").stat().st_mtime_ns, line.git("rev-parse", "HEAD"))
+    assert capsys.readouterr().out == ""
 
 
 def test_the_same_patches_give_the_same_commit(line: Line) -> None:
     line.repository.prepare(line.series())
     first = line.git("rev-parse", "HEAD")
+    assert line.git("log", "-1", "--format=%ct") == line.git("log", "-1", "--format=%at")
     os.rename(line.repository.path, line.root / "other")
     line.repository.prepare(line.series())
     assert line.git("rev-parse", "HEAD") == first
 
 
-def test_only_the_patches_from_the_changed_one_on_are_applied_again(line: Line) -> None:
+def test_only_the_patches_from_the_changed_one_on_are_applied_again(
+    line: Line, capsys: pytest.CaptureFixture[str]
+) -> None:
     line.repository.prepare(line.series())
     first = line.git("rev-parse", "HEAD~1")
     (line.patches / "0002-hello-say-ten-and-thirty.patch").write_text(SECOND.replace("+line ten", "+line TEN"))
     line.repository.prepare(line.series())
     assert "line TEN" in line.hello()
     assert line.git("rev-parse", "HEAD~1") == first
+    assert "applying 1 of 2 patches" in capsys.readouterr().out
 
 
 def test_a_patch_that_was_removed_is_gone(line: Line) -> None:
