@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from labgrid import Environment
+    from labgrid.environment import Environment
 
 ROOT = Path(__file__).resolve().parent
 BOARD_TESTS = ROOT / "tests" / "board"
@@ -81,7 +81,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 
 def by_hand(env_file: str, dry_run: bool) -> int:
-    from labgrid import Environment
+    from labgrid.environment import Environment
 
     env = Environment(env_file)
     sentence = missing_images(env)
@@ -148,7 +148,9 @@ def new_log_folder(config: pytest.Config) -> Path:
             logs = base / f"{stamp}.{number}"
             number += 1
         except OSError as exc:
-            raise pytest.UsageError(f"The log folder {logs} cannot be made ({exc.strerror}): use --board-logs.") from exc
+            raise pytest.UsageError(
+                f"The log folder {logs} cannot be made ({exc.strerror}): use --board-logs."
+            ) from exc
     link = base / f".latest.{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(logs.name)

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
+# labgrid has no types to build on.
+# mypy: disable-error-code="untyped-decorator,misc,var-annotated,has-type"
 """A QEMU machine with persistent memory, for boards which QEMU gives none.
 
 All RAM of the guest is backed by a shared file, and the device tree is QEMU's own with the board's overlays
@@ -8,6 +10,7 @@ the host can read it at its physical address.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -16,6 +19,7 @@ import select
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -34,8 +38,8 @@ from boardlib import (
     ToolMissing,
     scaled,
 )
-from labgrid import target_factory
 from labgrid.driver import QEMUDriver
+from labgrid.factory import target_factory
 from labgrid.protocol import ResetProtocol
 from labgrid.step import step
 from labgrid.util.qmp import QMPError, QMPMonitor
@@ -76,7 +80,9 @@ def device_tree_regions(dtb: Path) -> tuple[Region, list[Region]]:
     def place(node: fdt.Node) -> tuple[int, int]:
         cells = node.get_property("reg").data
         if len(cells) != 4:
-            raise DeviceTreeError(f"{node.name} in {dtb} has {len(cells)} cells in reg: one range of 64 bits was expected.")
+            raise DeviceTreeError(
+                f"{node.name} in {dtb} has {len(cells)} cells in reg: one range of 64 bits was expected."
+            )
         return (cells[0] << 32) | cells[1], (cells[2] << 32) | cells[3]
 
     try:
@@ -106,6 +112,12 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         min_version (str): the oldest QEMU which can emulate this machine
         build_hint (str): the command which builds the images, for the error message
     """
+
+    # What labgrid's class has without types
+    status: int
+    _child: subprocess.Popen[bytes] | None
+    _socket: socket.socket | None
+    _clientsocket: socket.socket | None
 
     run_dir = attr.ib(default="run", validator=attr.validators.instance_of(str))
     initrd = attr.ib(default=None, validator=attr.validators.optional(attr.validators.instance_of(str)))
@@ -143,7 +155,9 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as exc:
-            raise BoardError(f"The run folder {folder} cannot be made ({exc.strerror}): make its parent writable.") from exc
+            raise BoardError(
+                f"The run folder {folder} cannot be made ({exc.strerror}): make its parent writable."
+            ) from exc
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -284,8 +298,9 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
                 self.off()
         finally:
             self._close_client()
-            self._socket.close()
-            self._socket = None
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
             shutil.rmtree(self._tempdir, ignore_errors=True)
             if self._slot is not None and not self._keep_ram:
                 self.ram_file.unlink(missing_ok=True)
@@ -380,10 +395,9 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
             child.kill()
             child.wait(timeout=scaled(QUIT_LIMIT))
             for pipe in (child.stdin, child.stdout):
-                try:
-                    pipe.close()
-                except OSError:
-                    pass
+                with contextlib.suppress(OSError):
+                    if pipe is not None:
+                        pipe.close()
         self._close_client()
 
     @step()
@@ -434,7 +448,9 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
 
     def _read(self, size: int = 1, timeout: float = 10, max_size: int | None = None) -> bytes:
         if self._clientsocket is None:
-            raise MachineDied("The machine is switched off, so its console says nothing: switch it on.", self.tail.lines())
+            raise MachineDied(
+                "The machine is switched off, so its console says nothing: switch it on.", self.tail.lines()
+            )
         if not select.select([self._clientsocket], [], [], timeout)[0]:
             raise TIMEOUT(f"Timeout of {timeout:.2f} seconds exceeded")
         try:
@@ -447,7 +463,9 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
 
     def _write(self, data: bytes) -> int:
         if self._clientsocket is None:
-            raise MachineDied("The machine is switched off, so its console takes nothing: switch it on.", self.tail.lines())
+            raise MachineDied(
+                "The machine is switched off, so its console takes nothing: switch it on.", self.tail.lines()
+            )
         view = memoryview(data)
         while view:
             if not select.select([], [self._clientsocket], [], scaled(START_LIMIT))[1]:

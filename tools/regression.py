@@ -83,24 +83,36 @@ def read_report(report: Path) -> dict[str, Result]:
 
 
 def reason(problem: ElementTree.Element) -> str:
-    """The first line of a failure which says something."""
+    """What a failure says in one line, without what differs from run to run."""
     text = problem.get("message") or problem.text or ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [re.sub(r"^\[\s*\d+\.\d+\]\s*", "", line.strip()) for line in text.splitlines() if line.strip()]
     if not lines:
         return "(no reason given)"
-    # A kernel log has the cause; mount(8) itself says no more than "Invalid argument".
-    kernel = [line for line in lines if re.search(r"(EXT[24]-fs|XFS)\b.*(dax|DAX)", line)]
+    # The kernel log has the cause; mount(8) itself says no more than "Invalid argument".
+    kernel = [
+        re.sub(r" \(\w+\):", ":", line).rstrip('"')
+        for line in lines
+        if re.match(r"(EXT[24]-fs|XFS)\b.*dax", line, re.I)
+    ]
+    if kernel:
+        return f"mount refused: {kernel[-1]}"
     first = re.sub(r"^(failed on setup with )?\"?(\w+\.)*\w*(Error|Refused|Failed|Complaint): ", "", lines[0])
-    return f"{kernel[-1]} ({first[:60]}…)" if kernel else first[:160]
+    if first.startswith("assert ") and len(lines) > 1 and lines[1].startswith("+"):
+        first = f"{first} {lines[1]}"
+    return first.rstrip('"')[:160]
 
 
 def compare(patched: dict[str, Result], unpatched: dict[str, Result]) -> int:
     """Print what the series turns from fail to pass, and what contradicts it; the number of contradictions."""
     turned = [name for name in unpatched if unpatched[name].outcome == "failed" and patched[name].outcome == "passed"]
-    say(f"\n{len(turned)} behaviours which the series turns from fail to pass:")
+    say(f"\n{len(turned)} behaviours which the series turns from fail to pass, by what the unpatched kernel does:")
+    causes: dict[str, list[str]] = {}
     for name in turned:
-        patch = f" [{unpatched[name].patch}]" if unpatched[name].patch else ""
-        say(f"  {name}{patch}\n      unpatched: {unpatched[name].reason}")
+        causes.setdefault(unpatched[name].reason, []).append(name)
+    for cause, names in causes.items():
+        say(f"\n  {cause}")
+        for name in names:
+            say(f"    {name}" + (f" [{unpatched[name].patch}]" if unpatched[name].patch else ""))
     wrong = 0
     for title, names in (
         ("pass on the unpatched kernel already", [n for n, r in unpatched.items() if r.outcome == "passed"]),

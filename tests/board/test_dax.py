@@ -7,7 +7,7 @@ import pytest
 from boardtools import Region, Shell, Volumes, cached_kib, is_dax
 
 # Enough to tell it from the noise of a running system
-MIB = 24
+MIB = 12
 KINDS = ["ext4", "ext2", "xfs"]
 DAX_OPTION = {"ext4": "dax=always", "ext2": "dax", "xfs": "dax=always"}
 
@@ -16,7 +16,10 @@ def grows_by(sh: Shell, folder: str) -> int:
     """By how many KiB writing and reading a file makes the page cache grow."""
     sh("sync; echo 3 >/proc/sys/vm/drop_caches")
     before = cached_kib(sh)
-    sh(f"dd if=/dev/zero of={folder}/big bs=1M count={MIB} conv=fsync 2>/dev/null; cat {folder}/big >/dev/null", timeout=60)
+    sh(
+        f"dd if=/dev/zero of={folder}/big bs=1M count={MIB} conv=fsync 2>/dev/null; cat {folder}/big >/dev/null",
+        timeout=60,
+    )
     return cached_kib(sh) - before
 
 
@@ -54,7 +57,10 @@ class TestOn:
         sh(f"xfs_io -f -c 'truncate 256k' -c 'mmap -rw 0 256k' -c 'mwrite -S 0x6b 4000 200000' {folder}/file")
         volumes.release(pmem.device)
         point = volumes.mount(kind, pmem.device, DAX_OPTION[kind])
-        assert sh(f"tr -d '\\0' <{point}/t/file | tr -d k | wc -c; tr -cd k <{point}/t/file | wc -c").split() == ["0", "200000"]
+        assert sh(f"tr -d '\\0' <{point}/t/file | tr -d k | wc -c; tr -cd k <{point}/t/file | wc -c").split() == [
+            "0",
+            "200000",
+        ]
         volumes.release(pmem.device)
 
     def test_fio_verifies_mapped_random_writes(self, sh: Shell, folder: str) -> None:
@@ -64,9 +70,13 @@ class TestOn:
             timeout=60,
         )
 
-    def test_fsck_finds_nothing_to_mend(self, sh: Shell, folder: str, volumes: Volumes, pmem: Region, kind: str) -> None:
-        sh(f"cd {folder} && for i in 1 2 3 4 5 6 7 8; do mkdir $i; cp -r /etc $i; done; rm -r 3 5; xfs_io -f -c 'truncate 1m' -c "
-           "'mmap -rw 0 1m' -c 'mwrite 5000 600000' m")
+    def test_fsck_finds_nothing_to_mend(
+        self, sh: Shell, folder: str, volumes: Volumes, pmem: Region, kind: str
+    ) -> None:
+        sh(
+            f"cd {folder} && for i in 1 2 3 4 5 6 7 8; do mkdir $i; cp -r /etc $i; done; rm -r 3 5; xfs_io -f -c 'truncate 1m' -c "
+            "'mmap -rw 0 1m' -c 'mwrite 5000 600000' m"
+        )
         volumes.check(kind, pmem.device)
 
 

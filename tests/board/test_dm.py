@@ -74,8 +74,11 @@ class TestThrough:
 
     def test_msync_and_fsync_of_mapped_stores_work(self, sh: Shell, point: str, scratch: Volumes) -> None:
         """The flush goes by physical address: an offset into dm would lead it elsewhere."""
-        sh(f"xfs_io -f -c 'truncate 8m' -c 'mmap -rw 0 8m' -c 'mwrite -S 0x61 0 8m' -c 'msync -s 0 8m' -c 'mwrite -S 0x62 4m 100' "
-           f"-c fsync {point}/file", timeout=60)
+        sh(
+            f"xfs_io -f -c 'truncate 2m' -c 'mmap -rw 0 2m' -c 'mwrite -S 0x61 0 2m' -c 'msync -s 0 2m' -c 'mwrite -S 0x62 1m 100' "
+            f"-c fsync {point}/file",
+            timeout=60,
+        )
         digest = sh(f"sha256sum <{point}/file")
         scratch.check("ext4", DM)
         scratch.mount("ext4", DM, "dax=always")
@@ -88,13 +91,18 @@ class TestThrough:
 
 
 @pytest.mark.series("E6")
-def test_dax_goes_on_while_the_table_is_swapped_under_load(sh: Shell, linear: str, scratch: Volumes, pmem: Region) -> None:
+def test_dax_goes_on_while_the_table_is_swapped_under_load(
+    sh: Shell, linear: str, scratch: Volumes, pmem: Region
+) -> None:
     scratch.make("ext4", linear)
     point = scratch.mount("ext4", linear, "dax=always")
-    sh(f"cd /tmp && (fio --name=v --directory={point} --rw=randwrite --bs=4k --size=8m --ioengine=psync --verify=crc32c --thread "
-       "--output-format=terse >/tmp/fio.out 2>&1; echo $? >/tmp/fio.status) & "
-       f"for i in 1 2 3 4 5; do echo '0 {SECTORS} linear {pmem.device} 8192' | dmsetup load t; dmsetup suspend t; dmsetup resume t; "
-       "done; wait; cat /tmp/fio.out; exit $(cat /tmp/fio.status)", timeout=90)
+    sh(
+        f"cd /tmp && (fio --name=v --directory={point} --rw=randwrite --bs=4k --size=8m --ioengine=psync --verify=crc32c --thread "
+        "--output-format=terse >/tmp/fio.out 2>&1; echo $? >/tmp/fio.status) & "
+        f"for i in 1 2 3 4 5; do echo '0 {SECTORS} linear {pmem.device} 8192' | dmsetup load t; dmsetup suspend t; dmsetup resume t; "
+        "done; wait; cat /tmp/fio.out; exit $(cat /tmp/fio.status)",
+        timeout=90,
+    )
     sh(f"echo hello >{point}/file")
     assert is_dax(sh, f"{point}/file")
     scratch.check("ext4", linear)
@@ -124,7 +132,9 @@ class TestWithout:
 
     def test_it_works_without(self, sh: Shell, scratch: Volumes, device: str) -> None:
         point = scratch.mount("ext4", device)
-        digest = sh(f"dd if=/dev/urandom of={point}/file bs=64k count=16 conv=fsync 2>/dev/null; sha256sum <{point}/file")
+        digest = sh(
+            f"dd if=/dev/urandom of={point}/file bs=64k count=16 conv=fsync 2>/dev/null; sha256sum <{point}/file"
+        )
         scratch.check("ext4", device)
         scratch.mount("ext4", device)
         assert sh(f"sha256sum <{point}/file") == digest

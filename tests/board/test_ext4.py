@@ -50,7 +50,9 @@ class TestPerFile:
         sh(f"echo hello >{folder}/old; chattr +x {folder}")
         assert not is_dax(sh, f"{folder}/old")
 
-    def test_a_flag_set_on_a_file_works_once_nobody_uses_it(self, sh: Shell, folder: str, volumes: Volumes, pmem: Region) -> None:
+    def test_a_flag_set_on_a_file_works_once_nobody_uses_it(
+        self, sh: Shell, folder: str, volumes: Volumes, pmem: Region
+    ) -> None:
         sh(f"echo hello >{folder}/file; chattr +x {folder}/file")
         volumes.release(pmem.device)
         point = volumes.mount("ext4", pmem.device, "dax=inode")
@@ -77,7 +79,9 @@ class TestPerFile:
         assert "x" in sh(f"lsattr {folder}/file").split()[0]
 
     def test_a_moved_file_keeps_its_own(self, sh: Shell, folder: str) -> None:
-        sh(f"mkdir {folder}/on {folder}/off; chattr +x {folder}/on; echo hello >{folder}/on/file; mv {folder}/on/file {folder}/off")
+        sh(
+            f"mkdir {folder}/on {folder}/off; chattr +x {folder}/on; echo hello >{folder}/on/file; mv {folder}/on/file {folder}/off"
+        )
         assert is_dax(sh, f"{folder}/off/file")
 
     def test_files_with_and_without_copy_to_each_other(self, sh: Shell, folder: str) -> None:
@@ -164,8 +168,10 @@ class TestInUse:
         assert sh(f"sha256sum <{point}/a") == digest
 
     def test_a_frozen_file_system_goes_on_when_thawed(self, sh: Shell, point: str) -> None:
-        sh(f"xfs_io -x -c freeze {point}; (echo hello >{point}/file; echo done >/tmp/thawed) & sleep 0.2; test ! -e /tmp/thawed; s=$?; "
-           f"xfs_io -x -c thaw {point}; wait; rm /tmp/thawed && exit $s")
+        sh(
+            f"xfs_io -x -c freeze {point}; (echo hello >{point}/file; echo done >/tmp/thawed) & sleep 0.2; test ! -e /tmp/thawed; s=$?; "
+            f"xfs_io -x -c thaw {point}; wait; rm /tmp/thawed && exit $s"
+        )
         assert sh(f"cat {point}/file") == "hello"
 
     def test_a_read_only_remount_refuses_stores_and_keeps_data(self, sh: Shell, point: str) -> None:
@@ -197,5 +203,7 @@ class TestInUse:
         assert is_dax(sh, f"{point}/up/file")
 
     def test_msync_of_a_mapping_counts_as_done(self, sh: Shell, point: str) -> None:
-        sh(f"xfs_io -f -c 'truncate 1m' -c 'mmap -rw 0 1m' -c 'mwrite -S 0x31 0 1m' -c 'msync -s 0 1m' -c fsync {point}/file")
+        sh(
+            f"xfs_io -f -c 'truncate 1m' -c 'mmap -rw 0 1m' -c 'mwrite -S 0x31 0 1m' -c 'msync -s 0 1m' -c fsync {point}/file"
+        )
         assert sh(f"tr -d 1 <{point}/file | wc -c") == "0"

@@ -54,9 +54,7 @@ def test_the_kernel_has_what_the_fragment_asks_for(
     assert [f"{one.text} ({one.place})" for one in fragments.missed(mine, config)] == []
 
 
-def test_the_kernel_has_what_its_variants_ask_for(
-    sh: Shell, config: dict[str, str], manifest: dict[str, Any]
-) -> None:
+def test_the_kernel_has_what_its_variants_ask_for(sh: Shell, config: dict[str, str], manifest: dict[str, Any]) -> None:
     variants = manifest["kernel"]["variants"]
     if not variants:
         pytest.skip("the image is of no variant (DEBUG=1, VARIANT=…)")

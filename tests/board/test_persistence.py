@@ -47,7 +47,9 @@ EVENTS = [
 
 
 @pytest.fixture(scope="module", params=EVENTS)
-def went(_shell: Shell, _volumes: Volumes, machine: Any, pmem: Region, request: pytest.FixtureRequest) -> Iterator[Went]:
+def went(
+    _shell: Shell, _volumes: Volumes, machine: Any, pmem: Region, request: pytest.FixtureRequest
+) -> Iterator[Went]:
     """Files written and synced in all the ways, one which was not, and then the event; one start for all tests of it."""
     event, kind = request.param
     sh = _shell
@@ -59,7 +61,9 @@ def went(_shell: Shell, _volumes: Volumes, machine: Any, pmem: Region, request: 
         sh(f"cd {point} && {way.format(size=SIZE, name=name)}")
     sh(f"cd {point} && mkdir many && for i in $(seq 100); do echo $i >many/$i; done; xfs_io -r -c fsync many")
     # Not synced: it may be lost, but nothing else may suffer.
-    sh(f"cd {point} && echo unsynced >unsynced; xfs_io -f -c 'truncate 1m' -c 'mmap -rw 0 1m' -c 'mwrite 0 1m' unsynced2")
+    sh(
+        f"cd {point} && echo unsynced >unsynced; xfs_io -f -c 'truncate 1m' -c 'mmap -rw 0 1m' -c 'mwrite 0 1m' unsynced2"
+    )
     getattr(machine, event)()
     status, said = _volumes.try_mount(kind, pmem.device, "dax=always")
     if status:
@@ -91,7 +95,9 @@ class TestAfter:
 
 
 @pytest.mark.lg_feature(["power-cut", "two-regions"])
-def test_a_power_cut_takes_the_volatile_region(sh: Shell, scratch: Volumes, machine: Any, regions: list[Region]) -> None:
+def test_a_power_cut_takes_the_volatile_region(
+    sh: Shell, scratch: Volumes, machine: Any, regions: list[Region]
+) -> None:
     for region in regions:
         sh(f"xfs_io -d -c 'pwrite -S 0x99 1m 4k' {region.device}")
     machine.power_cut()
@@ -126,11 +132,15 @@ class TestFromOutside:
         self, sh: Shell, ext4_dax: str, machine: Any, pmem: Region, sync: str
     ) -> None:
         path = f"{ext4_dax}/file"
-        sh(f"xfs_io -f -c 'pwrite -S 0 0 8k' -c fsync -c 'mmap -rw 0 8k' -c 'mwrite -S 0x3c 100 5000' -c '{sync}' {path}")
+        sh(
+            f"xfs_io -f -c 'pwrite -S 0 0 8k' -c fsync -c 'mmap -rw 0 8k' -c 'mwrite -S 0x3c 100 5000' -c '{sync}' {path}"
+        )
         data = machine.read_memory(self.physical(sh, path, pmem), 8192)
         assert data == bytes(100) + b"\x3c" * 5000 + bytes(8192 - 5100)
 
-    def test_written_bytes_are_at_the_address_of_the_block(self, sh: Shell, ext4_dax: str, machine: Any, pmem: Region) -> None:
+    def test_written_bytes_are_at_the_address_of_the_block(
+        self, sh: Shell, ext4_dax: str, machine: Any, pmem: Region
+    ) -> None:
         path = f"{ext4_dax}/file"
         sh(f"xfs_io -f -c 'pwrite -S 0x5e 0 8k' -c fsync {path}")
         assert machine.read_memory(self.physical(sh, path, pmem), 8192) == b"\x5e" * 8192

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from conftest import talker  # type: ignore[attr-defined]
+from machines import talker
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,7 +85,7 @@ def test_interactive_is_the_machine_on_this_terminal(images: Path) -> None:
         sys.executable,
         ["-m", "pytest", "--lg-env", "arm-pmem.yaml", "--interactive"],
         cwd=str(ROOT),
-        env={**os.environ, "LG_BUILDDIR": str(images)},  # type: ignore[arg-type]
+        env={**os.environ, "LG_BUILDDIR": str(images)},
         timeout=30,
     )
     child.expect("Ctrl-A x ends the machine")

@@ -15,8 +15,8 @@ from typing import Any
 
 import boardlib
 import pytest
-from conftest import POWER_OFF, SILENT, MakeStrategy, talker  # type: ignore[attr-defined]
 from labgrid.strategy import StrategyError
+from machines import POWER_OFF, MakeStrategy, talker
 
 ROOT = Path(__file__).resolve().parents[2]
 # What counts as bounded here
@@ -260,7 +260,9 @@ time.sleep(60)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_qemu_ends_with_its_owner(images: Path, how: signal.Signals) -> None:
     code = OWNER.format(lab=str(ROOT / "labgrid"), images=str(images), env=str(ROOT / "arm-pmem.yaml"))
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL) as owner:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
+    ) as owner:
         assert owner.stdout
         qemu = int(owner.stdout.readline())
         assert Path(f"/proc/{qemu}").exists()
