@@ -18,6 +18,7 @@ from boardlib import (
     scaled,
 )
 from labgrid.driver import ShellDriver
+from labgrid.driver.powerdriver import PowerResetMixin
 from labgrid.factory import target_factory
 from labgrid.step import step
 from labgrid.strategy import Strategy, StrategyError
@@ -100,6 +101,9 @@ class BoardStrategy(Strategy):
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         re.compile(self.restart_line)
+        if isinstance(self.resetter, PowerResetMixin):
+            # It would switch the power off and on: no warm reset, and RAM is lost.
+            self.resetter = None
         self.tail = ConsoleTail(self.console)
         # Counts how often the target came up; whatever a test left on it is gone when this number changes.
         self.boots = 0

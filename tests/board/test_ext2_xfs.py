@@ -67,6 +67,23 @@ class TestXfs:
         sh(f"rm {point}/big; xfs_io -f -c 'truncate 1m' -c 'mmap -rw 0 1m' -c 'mwrite 0 1m' {point}/mapped")
         scratch.check("xfs", pmem.device)
 
+    def test_a_store_to_a_reflinked_file_leaves_the_other_one_alone(
+        self, sh: Shell, scratch: Volumes, pmem: Region
+    ) -> None:
+        sh(f"{MKFS['xfs'].replace('reflink=0', 'reflink=1')} {pmem.device}")
+        point = scratch.mount("xfs", pmem.device, "dax=always")
+        before = sh(f"cd {point} && dd if=/dev/urandom of=a bs=4k count=50 2>/dev/null; sha256sum <a")
+        sh(f"cd {point} && xfs_io -f -c 'reflink a 0 0 200k' b && cmp a b")
+        sh(f"xfs_io -c 'mmap -rw 0 200k' -c 'mwrite -S 0x41 5000 1000' -c 'msync -s 0 200k' {point}/b")
+        assert is_dax(sh, f"{point}/b")
+        assert sh(f"sha256sum <{point}/a") == before
+        # The bytes which differ are among the stored ones.
+        differing = [int(line.split()[0]) for line in sh(f"cmp -l {point}/a {point}/b; true").splitlines()]
+        assert len(differing) > 900
+        assert min(differing) > 5000
+        assert max(differing) <= 6000
+        scratch.check("xfs", pmem.device)
+
     def test_blocks_of_1_kib_turn_dax_off_with_a_message(self, sh: Shell, scratch: Volumes, pmem: Region) -> None:
         scratch.make("xfs", pmem.device, "-b size=1024")
         status, said = scratch.try_mount("xfs", pmem.device, "dax=always")
