@@ -41,6 +41,8 @@ class Shell:
     def __init__(self, strategy: Any) -> None:
         self._strategy = strategy
         self._mark = ""
+        # The dialogue of the present test: the console itself has no echo.
+        self.transcript: list[str] = []
         # Counts commands: who wants to know whether a part of a test used the target compares two values.
         self.used = 0
         self.reboot_wanted = False
@@ -69,12 +71,15 @@ class Shell:
         self.ready()
         self._mark = ""
         self.used += 1
+        self.transcript.append(f"$ {cmd}")
         try:
             out, _, status = self._strategy.shell.run(line, timeout=timeout)
-        except Exception:
+        except Exception as exc:
             # It hangs or is dead. The next user gets a new start, not this one's leftovers.
             self.reboot_wanted = True
+            self.transcript.append(f"[{exc}]")
             raise
+        self.transcript += [*out, f"[{status}]"] if status else out
         return status, "\n".join(out)
 
     def __call__(self, cmd: str, timeout: float = 20) -> str:
@@ -116,7 +121,7 @@ class KernelLog:
 
     def look(self) -> str:
         """The lines since the last look; the whole log after a new start. One command on the target."""
-        out = self.sh("dmesg -c | head -n 600; cat /proc/sys/kernel/tainted", timeout=60)
+        out = self.sh("dmesg -c; read taint </proc/sys/kernel/tainted; echo $taint", timeout=60)
         if self.sh.boots != self._boots:
             self._boots, self.taint = self.sh.boots, 0
         self._seen = self.sh.used

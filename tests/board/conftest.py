@@ -74,7 +74,6 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
     log = item.config.stash.get(LOG, None)
     if log is not None:
         log.sh.announce(f"arm-pmem test {item.nodeid}")
-    item.stash[CONSOLE_START] = console_size(item.config)
     try:
         return (yield)
     except Exception as exc:
@@ -101,32 +100,15 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
         save_console(item)
 
 
-# The console of each test, cut out of labgrid's log of the whole run ---------------------------------------------
-
-CONSOLE_START = pytest.StashKey[int]()
-
-
-def console_log(config: pytest.Config) -> Path | None:
-    folder = config.getoption("lg_log")
-    return Path(folder) / "console_main" if folder else None
-
-
-def console_size(config: pytest.Config) -> int:
-    log = console_log(config)
-    return log.stat().st_size if log and log.exists() else 0
-
-
 def save_console(item: pytest.Item) -> None:
-    log = console_log(item.config)
-    if log is None or not log.exists():
+    """The dialogue of each test; labgrid's console_main has the console of the whole run as it was."""
+    log = item.config.stash.get(LOG, None)
+    if log is None or not log.sh.transcript:
         return
-    with log.open("rb") as stream:
-        stream.seek(item.stash.get(CONSOLE_START, 0))
-        said = stream.read()
-    if said:
-        folder = Path(item.config.getoption("board_logs")) / "console"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{file_name(item)}.log").write_bytes(said)
+    folder = Path(item.config.getoption("board_logs")) / "console"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{file_name(item)}.log").write_text("\n".join(log.sh.transcript) + "\n")
+    log.sh.transcript.clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
