@@ -32,7 +32,7 @@ needed   = $(if $(LG_BUILDDIR),,$(images)/manifest.json)
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
 
-all: ## the image of the configured board, into output/<board>/images (IMAGE=auto|minimal)
+all: ## the image of the configured board, into output/<board>/images (IMAGE=auto or minimal)
 	@$(build) board $(options)
 
 help: ## this list
