@@ -184,6 +184,9 @@ MKFS = {
 }
 FSCK = {"ext4": "e2fsck -f -n", "ext2": "e2fsck -f -n", "xfs": "xfs_repair -n"}
 
+# Unmounts what meets a condition, the newest first; with the shell's own means, since programs take time to start.
+UMOUNT = 'm=; while read -r dev point rest; do [ {} ] && m="$point $m"; done </proc/mounts; [ -z "$m" ] || umount $m'
+
 
 @dataclass
 class Volumes:
@@ -238,7 +241,9 @@ class Volumes:
     def mount(self, kind: str, device: str, options: str = "") -> str:
         """Mounts what is on the device; the caller takes care of it with release()."""
         point = self.point(device)
-        status, out = self.sh.run(f"mkdir -p {point}; mount -t {kind} -o rw,{options} {device} {point}")
+        status, out = self.sh.run(
+            f"[ -d {point} ] || mkdir -p {point}; mount -t {kind} -o rw,{options} {device} {point}"
+        )
         if status:
             why = self.sh("dmesg | tail -n 3")
             raise MountRefused(f"mount -t {kind} -o {options} {device} was refused: {out.strip()}; kernel log:\n{why}")
@@ -249,7 +254,7 @@ class Volumes:
         point = self.point(device)
         mark = f"mount of {point} {self.sh.used}"
         status, out = self.sh.run(
-            f"mkdir -p {point}; echo '{mark}' >/dev/kmsg; mount -t {kind} -o rw,{options} {device} {point}; s=$?; "
+            f"[ -d {point} ] || mkdir -p {point}; echo '{mark}' >/dev/kmsg; mount -t {kind} -o rw,{options} {device} {point}; s=$?; "
             f"dmesg | sed '1,/{mark.replace('/', '.')}/d'; exit $s"
         )
         return status, out
@@ -258,7 +263,7 @@ class Volumes:
         """Unmounts whatever is mounted from the device."""
         self._fresh()
         self._mounted.pop(device, None)
-        self._or_reboot(f"while grep -q '^{device} ' /proc/mounts; do umount {device} || exit 1; done")
+        self._or_reboot(UMOUNT.format(f'"$dev" = {device}'))
 
     def release_all(self) -> None:
         """Unmounts what get() keeps."""
@@ -269,9 +274,9 @@ class Volumes:
     def clean_up(self) -> None:
         """After a test which worked by hand: no mounts, no device-mapper devices, no loop devices are left."""
         self._mounted.clear()
-        umount = "awk '$2 ~ \"^/mnt\" {print $2}' /proc/mounts | tac | xargs -r umount"
+        umount = UMOUNT.format('"${point#/mnt/}" != "$point"')
         self._or_reboot(
-            f"{umount} 2>/dev/null; for d in /sys/block/loop*/loop; do "
+            f"{{ {umount}; }} 2>/dev/null; for d in /sys/block/loop*/loop; do "
             f"[ ! -e $d ] || losetup -d /dev/$(basename ${{d%/loop}}); done; {umount}"
         )
         self._or_reboot(
