@@ -82,6 +82,16 @@ class Shell:
         self.transcript += [*out, f"[{status}]"] if status else out
         return status, "\n".join(out)
 
+    def last_words(self) -> str:
+        """The kernel log of a target in doubt, before it is started anew: it may still listen to a Ctrl-C."""
+        shell = self._strategy.shell
+        try:
+            shell.console.sendcontrol("c")
+            shell.console.expect(shell.prompt, timeout=5)
+            return "\n".join(shell.run("dmesg -c", timeout=20)[0])
+        except Exception as exc:
+            return f"(the kernel log is lost: {str(exc).splitlines()[0]})"
+
     def __call__(self, cmd: str, timeout: float = 20) -> str:
         status, out = self.run(cmd, timeout)
         if status:
@@ -121,6 +131,9 @@ class KernelLog:
 
     def look(self) -> str:
         """The lines since the last look; the whole log after a new start. One command on the target."""
+        if self.sh.reboot_wanted:
+            self._seen = self.sh.used
+            return self.sh.last_words()
         out = self.sh("dmesg -c; read taint </proc/sys/kernel/tainted; echo $taint", timeout=60)
         if self.sh.boots != self._boots:
             self._boots, self.taint = self.sh.boots, 0
