@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from boardlib import scaled
 from boardtools import Point, Region, Shell, Volumes, daxprobe_points
 
 POINTS = daxprobe_points(Path(__file__).resolve().parents[1] / "daxprobe" / "points.def")
@@ -22,7 +23,8 @@ def as_test(point: Point):  # type: ignore[no-untyped-def]
 def test_point(sh: Shell, volumes: Volumes, request: pytest.FixtureRequest, pmem: Region, point: Point) -> None:
     region = request.getfixturevalue("volatile_pmem") if point.needs == "VOLATILE" else pmem
     folder = volumes.get("ext4", region.device, "dax=always")
-    command = f"daxprobe --dir {folder}"
+    # Less than the shell waits for it: the program then says itself where it hangs.
+    command = f"daxprobe --limit {round(scaled(40))} --dir {folder}"
     if point.needs == "NODAX":
         command += f" --no-dax-dir {request.getfixturevalue('nodax_dir')}"
     status, out = sh.run(f"{command} {point.name}", timeout=60)
