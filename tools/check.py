@@ -76,6 +76,8 @@ def check_types() -> None:
     command(BIN / "mypy", "--no-error-summary")
     # On its own: there can be only one module named conftest at a time.
     command(BIN / "mypy", "--no-error-summary", *sorted(ROOT.glob("tests/board/*.py")), MYPYPATH="labgrid:tests/board")
+    command(BIN / "mypy", "--no-error-summary", *sorted(ROOT.glob("labgrid/*.py")), "conftest.py", MYPYPATH="labgrid")
+    command(BIN / "mypy", "--no-error-summary", *sorted(ROOT.glob("tests/lab/*.py")), MYPYPATH="labgrid:tests/lab")
 
 
 def check_shell() -> None:
