@@ -268,7 +268,8 @@ class Volumes:
         mark = f"mount of {point} {self.sh.used}"
         status, out = self.sh.run(
             f"[ -d {point} ] || mkdir -p {point}; echo '{mark}' >/dev/kmsg; mount -t {kind} -o rw,{options} {device} {point}; s=$?; "
-            f"dmesg | sed '1,/{mark.replace('/', '.')}/d'; exit $s"
+            # Not sed '1,/mark/d': the mark may be the first line, where that does not look for the end of its range.
+            f"dmesg | awk 'f; /{mark.replace('/', '.')}/ {{f=1}}'; exit $s"
         )
         return status, out
 

@@ -112,6 +112,8 @@ WITHOUT_DAX = {
     "crypt": "0 {sectors} crypt aes-xts-plain64 {key} 0 {device} 0",
     "snapshot": "0 {sectors} snapshot {device} /dev/ram1 N 8",
     "misaligned linear": "0 {sectors} linear {device} 1",
+    "second target off a page": "0 32769 linear {device} 0\\n32769 32767 linear {device} 65536",
+    "stripes of 2 KiB": "0 {sectors} striped 2 4 {device} 0 {device} 65536",
     "linear on a RAM disk": "0 {sectors} linear /dev/ram1 0",
 }
 
