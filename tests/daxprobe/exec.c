@@ -141,8 +141,7 @@ static uint8_t *map_code(int fd, size_t len)
 	return map(fd, len, PROT_READ | PROT_EXEC, MAP_SHARED, 0);
 }
 
-/* No cache maintenance by hand: what write(2) wrote and mmap maps, the kernel keeps coherent. */
-void point_exec_written_code(void)
+static void run_written_code(int flags)
 {
 	int fd = create_hole("code", page);
 	uint8_t code[16], *p;
@@ -152,27 +151,22 @@ void point_exec_written_code(void)
 	for (n = 1; n < 100; n++) {
 		len = make_code(code, n);
 		put(fd, code, len, 0);
-		p = map_code(fd, page);
+		p = map(fd, page, PROT_READ | PROT_EXEC, flags, 0);
 		CHECK(call(p) == n, "code written to return %d returned %d", n, call(p));
 		CHECK(!munmap(p, page), "munmap: %m");
 	}
 }
 
+/* No cache maintenance by hand: what write(2) wrote and mmap maps, the kernel keeps coherent. */
+void point_exec_written_code(void)
+{
+	run_written_code(MAP_SHARED);
+}
+
 /* The same through a private mapping, as the loader maps programs. */
 void point_exec_private_code(void)
 {
-	int fd = create_hole("code", page);
-	uint8_t code[16], *p;
-	size_t len;
-	int n;
-
-	for (n = 1; n < 100; n++) {
-		len = make_code(code, n);
-		put(fd, code, len, 0);
-		p = map(fd, page, PROT_READ | PROT_EXEC, MAP_PRIVATE, 0);
-		CHECK(call(p) == n, "code written to return %d returned %d", n, call(p));
-		CHECK(!munmap(p, page), "munmap: %m");
-	}
+	run_written_code(MAP_PRIVATE);
 }
 
 void point_exec_stored_code(void)
