@@ -33,12 +33,12 @@ class Skipped(Exception):
     """This check has nothing to look at on this machine."""
 
 
-def command(*words: str | Path, **environment: str) -> None:
-    """Run a linter from the project's root; its complaints are the message."""
+def linter(*words: str | Path, cwd: Path = ROOT, env: dict[str, str]) -> str | None:
+    """Run a linter; what it prints when it is not content, else None."""
     done = subprocess.run(
         words,
-        cwd=ROOT,
-        env={**os.environ, **environment},
+        cwd=cwd,
+        env={**os.environ, **env},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -46,8 +46,14 @@ def command(*words: str | Path, **environment: str) -> None:
         timeout=300,
         check=False,
     )
-    if done.returncode:
-        raise UserError(done.stdout.rstrip() or f"{words[0]} failed")
+    return done.stdout.rstrip() if done.returncode else None
+
+
+def command(*words: str | Path, **environment: str) -> None:
+    """Run a linter from the project's root; its complaints are the message."""
+    said = linter(*words, env=environment)
+    if said is not None:
+        raise UserError(said or f"{words[0]} failed")
 
 
 def shell_scripts() -> list[str]:
@@ -110,25 +116,17 @@ def checkpatch(tree: Path, patch: Path) -> str:
     passed = OUTPUT / "check/checkpatch" / sha256("\n".join(state).encode())
     if passed.exists():
         return ""
-    done = subprocess.run(
-        [
-            tree / "scripts/checkpatch.pl",
-            *("--strict", "--terse", "--no-summary", "--quiet", f"--root={tree}"),
-            *("--ignore", ",".join(CHECKPATCH_IGNORE)),
-            patch,
-        ],
+    said = linter(
+        tree / "scripts/checkpatch.pl",
+        *("--strict", "--terse", "--no-summary", "--quiet", f"--root={tree}"),
+        *("--ignore", ",".join(CHECKPATCH_IGNORE)),
+        patch,
         cwd=tree,
         # its helper spdxcheck.py wants the system's Python, which has the modules of python3-ply and -git
-        env={**os.environ, "PATH": f"/usr/bin:{os.environ['PATH']}"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        check=False,
+        env={"PATH": f"/usr/bin:{os.environ['PATH']}"},
     )
-    if done.returncode:
-        return done.stdout.rstrip().replace(f"{ROOT}/", "")
+    if said is not None:
+        return said.replace(f"{ROOT}/", "")
     write_whole(passed, f"{patch.name}\n")
     return ""
 
