@@ -3,9 +3,10 @@
 # mypy: disable-error-code="untyped-decorator,misc,var-annotated,has-type"
 """A QEMU machine with persistent memory, for boards which QEMU gives none.
 
-All RAM of the guest is backed by a shared file, and the device tree is QEMU's own with the board's overlays
-applied. A region of that RAM which the overlay calls a pmem-region then survives the emulator's death, and
-the host can read it at its physical address.
+All RAM of the guest is backed by a shared file, which the host can read at its physical address. A machine whose
+device tree is QEMU's own gets it with the board's overlays applied: a region of RAM which an overlay calls a
+pmem-region then survives the emulator's death. A machine which boots from a drive has its device tree from the boot
+loader there, and its RAM is plain DRAM.
 """
 
 from __future__ import annotations
@@ -59,12 +60,10 @@ class Region(NamedTuple):
     volatile: bool = False
 
 
-def run_tool(cmd: list[str], mend: str) -> subprocess.CompletedProcess[str]:
-    """Runs a host program to its end, in bounded time."""
+def run_tool(cmd: list[str], mend: str, said: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs a host program to its end, in bounded time; it reads what is said to it."""
     try:
-        return subprocess.run(
-            cmd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=scaled(CHECK_LIMIT), check=False
-        )
+        return subprocess.run(cmd, input=said, capture_output=True, text=True, timeout=scaled(CHECK_LIMIT), check=False)
     except (FileNotFoundError, PermissionError) as exc:
         raise ToolMissing(f"The program '{cmd[0]}' cannot be run ({exc.strerror}): {mend}.") from exc
     except subprocess.TimeoutExpired as exc:
@@ -103,12 +102,15 @@ def device_tree_regions(dtb: Path) -> tuple[Region, list[Region]]:
 @target_factory.reg_driver
 @attr.s(eq=False)
 class PmemQEMUDriver(QEMUDriver, ResetProtocol):
-    """QEMUDriver with file-backed RAM, device-tree overlays, power cuts and warm resets.
+    """QEMUDriver with file-backed RAM, device-tree overlays, a drive to boot from, power cuts and warm resets.
 
     Args (besides those of QEMUDriver):
         run_dir (str): folder for the RAM file and the device tree; each running machine has a numbered slot there
         initrd (str): optional, images key of the initial RAM file system
-        overlays (list of str): images keys of the device-tree overlays, applied in this order
+        overlays (list of str): images keys of the device-tree overlays, applied in this order; without any, and
+            without a kernel, QEMU gets no device tree, and a power cut takes all RAM
+        drive (str): optional, images key of a raw image to boot from; the machine works on a copy of its own
+        drive_opts (str): how QEMU attaches the drive
         min_version (str): the oldest QEMU which can emulate this machine
         build_hint (str): the command which builds the images, for the error message
     """
@@ -122,6 +124,8 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
     run_dir = attr.ib(default="run", validator=attr.validators.instance_of(str))
     initrd = attr.ib(default=None, validator=attr.validators.optional(attr.validators.instance_of(str)))
     overlays = attr.ib(factory=list, validator=attr.validators.instance_of(list))
+    drive = attr.ib(default=None, validator=attr.validators.optional(attr.validators.instance_of(str)))
+    drive_opts = attr.ib(default="if=sd", validator=attr.validators.instance_of(str))
     min_version = attr.ib(default="5.0", validator=attr.validators.instance_of(str))
     build_hint = attr.ib(default="build it first", validator=attr.validators.instance_of(str))
 
@@ -132,7 +136,8 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         self.extra_overlays: list[str] = []
         self._slot: Path | None = None
         self._slot_lock: int | None = None
-        self._keep_ram = False
+        self._keep = False
+        self._ram: Region | None = None
         self._stderr: Path | None = None
 
     # The machine's files ------------------------------------------------------------------------------------------
@@ -167,11 +172,11 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         return True
 
     def take_slot(self, name: str) -> None:
-        """Uses a slot by its name, which keeps its RAM file for the next who asks for it (the interactive machine)."""
+        """Uses a slot by its name, which keeps its files for the next who asks for it (the interactive machine)."""
         base = Path(self.target.env.config.resolve_path(self.run_dir))
         if not self._take_slot(base / name):
             raise BoardError(f"Another machine already runs from {base / name}: end it first.")
-        self._keep_ram = True
+        self._keep = True
 
     @property
     def ram_file(self) -> Path:
@@ -180,6 +185,15 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
     @property
     def dtb_file(self) -> Path:
         return self.slot / "board.dtb"
+
+    @property
+    def drive_file(self) -> Path:
+        return self.slot / "drive"
+
+    @property
+    def loader_has_device_tree(self) -> bool:
+        """Whether QEMU has nothing to do with the device tree: the boot loader brings its own."""
+        return self.kernel is None and not self.overlays and not self.extra_overlays
 
     def image(self, key: str) -> str:
         path: str = self.target.env.config.get_image_path(key)
@@ -205,37 +219,62 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
 
     def _machine_args(self) -> list[str]:
         """Everything but the device tree."""
-        for key in (self.kernel, self.initrd, *self.overlays):
+        for key in (self.kernel, self.initrd, self.drive, *self.overlays):
             if key is not None:
                 self.image(key)
         cmd: list[str] = super().get_qemu_base_args()
         if self.initrd is not None:
             cmd += ["-initrd", self.image(self.initrd)]
+        if self.drive is not None:
+            cmd += ["-drive", f"file={self.drive_file},format=raw,{self.drive_opts}"]
         # A second -machine adds to the first. labgrid compares self.machine with names, so it must stay a bare name.
         cmd += ["-machine", "memory-backend=ram"]
         cmd += ["-object", f"memory-backend-file,id=ram,size={self.memory},share=on,mem-path={self.ram_file}"]
         return cmd
 
     def get_qemu_base_args(self) -> list[str]:
-        return [*self._machine_args(), "-dtb", str(self.dtb_file)]
+        return self._machine_args() + ([] if self.loader_has_device_tree else ["-dtb", str(self.dtb_file)])
+
+    def prepare(self) -> None:
+        """Makes all files which the command line names, and checks it."""
+        self.prepare_drive()
+        if self.loader_has_device_tree:
+            self._start_and_quit()
+        else:
+            self.make_device_tree()
+        self.prepare_ram()
+        self._keep = False
+
+    def _start_and_quit(self) -> None:
+        """Starts this very machine, which does nothing, for the place of its RAM, and to check the command line.
+
+        labgrid would wait for ever for a QEMU which refuses an option.
+        """
+        cmd = [*self._machine_args(), "-S", "-serial", "null", "-monitor", "stdio"]
+        result = run_tool(cmd, "install the package qemu-system-arm", "info mtree -f\nquit\n")
+        found = re.search(r"^ *([0-9a-f]+)-([0-9a-f]+) \(prio 0, ram\): ram\b", result.stdout, re.MULTILINE)
+        if result.returncode or not found:
+            self._raise_refusal(result)
+        first, last = int(found[1], 16), int(found[2], 16)
+        self._ram = Region(first, last + 1 - first)
+
+    def _raise_refusal(self, result: subprocess.CompletedProcess[str]) -> NoReturn:
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        said = " / ".join(lines) or f"it said nothing of use and ended with status {result.returncode}"
+        raise QemuOptionError(
+            f"QEMU refuses its command line: {said}; mend extra_args, machine, cpu, memory or drive_opts in "
+            f"{self.target.env.config.filename} (the whole line: pytest --lg-env … --dry-run)."
+        )
 
     def make_device_tree(self) -> None:
-        """Has QEMU dump this very machine's device tree, and applies the overlays.
-
-        It is also the bounded check of the command line: labgrid would wait for ever for a QEMU which refuses an option.
-        """
+        """Has QEMU dump this very machine's device tree, and applies the overlays; that checks the command line, too."""
         base = self.slot / "base.dtb"
         base.unlink(missing_ok=True)
         cmd = self._machine_args()
         cmd += ["-machine", f"dumpdtb={base}", "-S", "-serial", "null", "-monitor", "none"]
         result = run_tool(cmd, "install the package qemu-system-arm")
         if result.returncode or not base.is_file():
-            lines = [line for line in result.stderr.splitlines() if line.strip()]
-            said = " / ".join(lines) or f"it said nothing and ended with status {result.returncode}"
-            raise QemuOptionError(
-                f"QEMU refuses its command line: {said}; mend extra_args, machine, cpu or memory in "
-                f"{self.target.env.config.filename} (the whole line: pytest --lg-env … --dry-run)."
-            )
+            self._raise_refusal(result)
         overlays = [self.image(key) for key in self.overlays] + self.extra_overlays
         new = self.slot / "new.dtb"
         if overlays:
@@ -250,17 +289,34 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         else:
             shutil.copyfile(base, new)
         new.replace(self.dtb_file)
+        self._ram, _ = device_tree_regions(self.dtb_file)
+
+    def prepare_drive(self) -> None:
+        """A fresh copy of the drive's image, unless a power cut asked for the old one."""
+        if self.drive is None or (self._keep and self.drive_file.is_file()):
+            return
+        new = self.slot / "new.drive"
+        cmd = ["cp", "--sparse=always", "--reflink=auto", "--no-preserve=all", self.image(self.drive), str(new)]
+        result = run_tool(cmd, "install the package coreutils")
+        if result.returncode:
+            raise BoardError(f"The drive cannot be copied: {result.stderr.strip()}.")
+        if "if=sd" in self.drive_opts.split(","):
+            # A card has a power of two of bytes, says QEMU.
+            os.truncate(new, 1 << (new.stat().st_size - 1).bit_length())
+        new.replace(self.drive_file)
 
     def prepare_ram(self) -> None:
         """A fresh RAM file, unless a power cut asked for the old one: then only what a power cut leaves."""
-        if self._keep_ram and self.ram_file.is_file():
+        if self._keep and self.ram_file.is_file():
             self._forget_volatile()
         else:
             self.ram_file.unlink(missing_ok=True)
-        self._keep_ram = False
 
     def _forget_volatile(self) -> None:
         """Punches everything but the persistent regions out of the RAM file: a power cut takes that away."""
+        if self.loader_has_device_tree:
+            self.ram_file.unlink()
+            return
         ram, regions = device_tree_regions(self.dtb_file)
         start = ram.address
         for region in [r for r in regions if not r.volatile] + [Region(ram.address + ram.size, 0)]:
@@ -273,18 +329,22 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
             start = max(start, region.address + region.size)
 
     def read_memory(self, address: int, size: int) -> bytes:
-        """Bytes at a physical address, from the host's side: what a power cut at this moment would leave there."""
-        ram, _ = device_tree_regions(self.dtb_file)
+        """Bytes at a physical address, from the host's side: what the next start would find, if it finds anything."""
+        offset = self._offset(address)
         with self.ram_file.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
-            offset = address - ram.address
             return memory[offset : offset + size]
 
     def write_memory(self, address: int, data: bytes) -> None:
         """Changes bytes at a physical address behind the guest's back."""
-        ram, _ = device_tree_regions(self.dtb_file)
+        offset = self._offset(address)
         with self.ram_file.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-            offset = address - ram.address
             memory[offset : offset + len(data)] = data
+
+    def _offset(self, address: int) -> int:
+        """Where in the RAM file a physical address is."""
+        if self._ram is None or not 0 <= address - self._ram.address < self._ram.size:
+            raise BoardError(f"{address:#x} is no address in the RAM of a running machine: switch it on first.")
+        return address - self._ram.address
 
     # labgrid's life cycle ---------------------------------------------------------------------------------------------
 
@@ -302,8 +362,9 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
                 self._socket.close()
                 self._socket = None
             shutil.rmtree(self._tempdir, ignore_errors=True)
-            if self._slot is not None and not self._keep_ram:
+            if self._slot is not None and not self._keep:
                 self.ram_file.unlink(missing_ok=True)
+                self.drive_file.unlink(missing_ok=True)
             if self._slot_lock is not None:
                 os.close(self._slot_lock)
             self._slot = self._slot_lock = None
@@ -317,8 +378,7 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         if self.status:
             return
         # The images may have been built anew since the last start, and a test may have changed the arguments.
-        self.make_device_tree()
-        self.prepare_ram()
+        self.prepare()
         self._cmd = [*self.get_qemu_base_args(), "-S", "-qmp", "stdio"]
         self._cmd += ["-chardev", f"socket,id=serialsocket,path={self._tempdir}/serialrw"]
         self._cmd += ["-serial", "chardev:serialsocket"]
@@ -402,7 +462,7 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
 
     @step()
     def off(self) -> None:
-        """Ends the emulator; its RAM, the pmem regions too, is forgotten: power_cut() is what keeps it."""
+        """Ends the emulator; RAM, the pmem regions too, and drive are forgotten: power_cut() is what keeps them."""
         if not self.status:
             return
         assert self._child is not None
@@ -420,13 +480,13 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
 
     @step()
     def power_cut(self) -> None:
-        """Kills the emulator on the spot. The next on() starts from what the persistent regions held then."""
+        """Kills the emulator on the spot. The next on() starts from what the persistent regions and the drive held then."""
         if not self.status or self._child is None:
             raise BoardError("There is no running machine whose power could be cut: switch it on first.")
         if self._child.poll() is not None:
             self._raise_death()
         self._kill()
-        self._keep_ram = True
+        self._keep = True
 
     @step()
     def reset(self) -> None:
@@ -481,7 +541,9 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
     def interactive_command(self) -> list[str]:
         """The same machine with its console on the terminal; the files which the command names are made."""
         self.take_slot("interactive")
-        self.make_device_tree()
-        self.prepare_ram()
-        self._keep_ram = True
+        if self.drive is not None and self.drive_file.is_file():
+            # What was built anew since the last time shall be seen.
+            self._keep = self.drive_file.stat().st_mtime > os.stat(self.image(self.drive)).st_mtime
+        self.prepare()
+        self._keep = True
         return [*self.get_qemu_base_args(), "-serial", "mon:stdio"]

@@ -33,7 +33,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def board(images: Path, tmp_path: Path) -> Iterator[MakeStrategy]:
-    """Makes the strategy of arm-pmem.yaml, with other settings of its drivers: board(driver={...}, shell={...})."""
+    """Makes the strategy of arm-pmem.yaml, with other settings: board(driver={...}, shell={...}, images={...})."""
     environments: list[Environment] = []
 
     class Loader(yaml.SafeLoader):
@@ -41,7 +41,12 @@ def board(images: Path, tmp_path: Path) -> Iterator[MakeStrategy]:
 
     Loader.add_constructor("!template", lambda loader, node: node.value.replace("$LG_BUILDDIR", str(images)))
 
-    def make(driver: dict[str, Any] | None = None, shell: dict[str, Any] | None = None, qemu: str = "") -> Any:
+    def make(
+        driver: dict[str, Any] | None = None,
+        shell: dict[str, Any] | None = None,
+        images: dict[str, str] | None = None,
+        qemu: str = "",
+    ) -> Any:
         import boardstrategy  # noqa: F401
         import pmemqemu  # noqa: F401
 
@@ -51,6 +56,7 @@ def board(images: Path, tmp_path: Path) -> Iterator[MakeStrategy]:
         drivers = data["targets"]["main"]["drivers"]
         drivers["PmemQEMUDriver"].update(driver or {})
         drivers["BoardShellDriver"].update(shell or {})
+        data["images"].update(images or {})
         if qemu:
             data["tools"]["qemu"] = qemu
         path = tmp_path / f"env{len(environments)}.yaml"

@@ -24,10 +24,15 @@ SILENT = struct.pack("<I", 0xEAFFFFFE)
 POWER_OFF = struct.pack("<4I", 0xE3000008, 0xE3480400, 0xE1400070, 0xEAFFFFFE)
 
 
-def talker(text: str, then: bytes = SILENT) -> bytes:
-    """A program which sends text to the serial port at 0x09000000, and goes on with other code."""
+# mov r0, #…; add r0, r0, #…: where the serial port of the machine is
+VIRT_PORT = 0xE3A00409, 0xE2800000  # 0x09000000
+ORANGEPI_PORT = 0xE3A00507, 0xE2800A28  # 0x01c00000 + 0x28000
+
+
+def talker(text: str, then: bytes = SILENT, port: tuple[int, int] = VIRT_PORT) -> bytes:
+    """A program which sends text to a serial port, and goes on with other code."""
     code = [
-        0xE3A00409,  # mov   r0, #0x09000000
+        *port,
         0xE28F1010 + len(then),  # add   r1, pc, #…   (the text, behind all code)
         0xE4D12001,  # ldrb  r2, [r1], #1
         0xE3520000,  # cmp   r2, #0
@@ -35,4 +40,9 @@ def talker(text: str, then: bytes = SILENT) -> bytes:
         0xE5802000,  # str   r2, [r0]
         0xEAFFFFFA,  # b     back to ldrb
     ]
-    return struct.pack("<7I", *code) + then + text.encode() + b"\0"
+    return struct.pack("<8I", *code) + then + text.encode() + b"\0"
+
+
+def card(text: str, size: int) -> bytes:
+    """An SD card's image with a talker as boot loader, where an Allwinner H3 looks for it."""
+    return (bytes(8192) + talker(text, port=ORANGEPI_PORT)).ljust(size, b"\0")

@@ -16,7 +16,7 @@ from typing import Any
 import boardlib
 import pytest
 from labgrid.strategy import StrategyError
-from machines import POWER_OFF, MakeStrategy, talker
+from machines import POWER_OFF, MakeStrategy, card, talker
 
 ROOT = Path(__file__).resolve().parents[2]
 # What counts as bounded here
@@ -230,6 +230,129 @@ class TestMemory:
         power.on()
         _, regions = device_tree_regions(power.dtb_file)
         assert (0x62000000, 0x200000, False) in regions
+
+
+class TestDrive:
+    """A machine which boots from an SD card: no kernel, no device tree from QEMU."""
+
+    RAM = 0x54000000
+    SETTINGS = {"machine": "orangepi-pc", "cpu": "cortex-a7", "drive": "card", "extra_args": "-nic none"}
+    NOT_NEEDED: dict[str, Any] = {"kernel": None, "initrd": None, "boot_args": None, "overlays": []}
+
+    @pytest.fixture
+    def image(self, tmp_path: Path) -> Path:
+        path = tmp_path / "sdcard.img"
+        path.write_bytes(card("from the card\n", 1_000_000))
+        return path
+
+    @pytest.fixture
+    def power(self, board: MakeStrategy, image: Path) -> Any:
+        driver = board(driver=self.SETTINGS | self.NOT_NEEDED, images={"card": str(image)}).power
+        driver.target.activate(driver)
+        return driver
+
+    @pytest.fixture
+    def running(self, power: Any) -> Any:
+        power.on()
+        power.expect("from the card", timeout=10)
+        return power
+
+    PLACE = 1 << 19
+
+    def write(self, power: Any) -> None:
+        """What the machine would do to its card."""
+        with power.drive_file.open("r+b") as file:
+            file.seek(self.PLACE)
+            file.write(b"mark")
+
+    def is_written(self, power: Any) -> bool:
+        return b"mark" in power.drive_file.read_bytes()[self.PLACE :]
+
+    def test_its_image_is_never_written(self, running: Any, image: Path) -> None:
+        before = image.read_bytes()
+        self.write(running)
+        running.off()
+        assert image.read_bytes() == before
+
+    def test_a_card_has_a_power_of_two_of_bytes(self, running: Any) -> None:
+        assert running.drive_file.stat().st_size == 1 << 20
+
+    def test_off_and_on_gives_a_fresh_card(self, running: Any) -> None:
+        self.write(running)
+        assert self.is_written(running)
+        running.off()
+        running.on()
+        assert not self.is_written(running)
+
+    def test_an_image_built_anew_is_used_by_the_next_start(self, running: Any, image: Path) -> None:
+        running.off()
+        image.write_bytes(card("from a new card\n", 1_000_000))
+        running.on()
+        running.expect("from a new card", timeout=10)
+
+    def test_a_reset_leaves_card_and_ram(self, running: Any) -> None:
+        self.write(running)
+        running.write_memory(self.RAM, b"mark")
+        running.reset()
+        running.expect("from the card", timeout=10)
+        assert self.is_written(running)
+        assert running.read_memory(self.RAM, 4) == b"mark"
+
+    def test_a_power_cut_leaves_the_card_and_nothing_of_dram(self, running: Any) -> None:
+        self.write(running)
+        running.write_memory(self.RAM, b"mark")
+        running.power_cut()
+        running.on()
+        running.expect("from the card", timeout=10)
+        assert self.is_written(running)
+        assert running.read_memory(self.RAM, 4) == bytes(4)
+
+    def test_an_address_outside_of_ram(self, running: Any) -> None:
+        with pytest.raises(boardlib.BoardError, match="0x3ffffffc is no address in the RAM"):
+            running.read_memory(0x3FFFFFFC, 4)
+
+    def test_the_copy_goes_with_the_machine(self, running: Any) -> None:
+        file = running.drive_file
+        assert file.exists()
+        running.target.deactivate(running)
+        assert not file.exists()
+
+    def test_the_machine_by_hand_keeps_its_card_until_the_image_is_newer(self, power: Any, image: Path) -> None:
+        def again() -> bool:
+            power.target.deactivate(power)
+            power.target.activate(power)
+            power.interactive_command()
+            return self.is_written(power)
+
+        power.interactive_command()
+        self.write(power)
+        assert again()
+        os.utime(image, (time.time() + 10,) * 2)
+        assert not again()
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [({"drive_opts": "if=nothing"}, "nothing"), ({"cpu": "cortex-a15"}, "cortex-a7"), ({"memory": "2G"}, "1GiB")],
+    )
+    def test_what_qemu_refuses_is_named_in_its_own_words(
+        self, board: MakeStrategy, image: Path, settings: dict[str, Any], said: str
+    ) -> None:
+        strategy = board(driver=self.SETTINGS | self.NOT_NEEDED | settings, images={"card": str(image)})
+        with pytest.raises(boardlib.QemuOptionError, match=said):
+            strategy.transition("shell")
+
+    def test_a_missing_image(self, board: MakeStrategy, image: Path) -> None:
+        image.unlink()
+        with pytest.raises(boardlib.ImageMissing, match="sdcard.img"):
+            board(driver=self.SETTINGS | self.NOT_NEEDED, images={"card": str(image)}).transition("shell")
+
+    def test_a_machine_with_a_kernel_can_have_a_drive_too(self, board: MakeStrategy, images: Path, image: Path) -> None:
+        (images / "zImage").write_bytes(talker("from the kernel\n"))
+        power = board(driver={"drive": "card", "drive_opts": "if=virtio"}, images={"card": str(image)}).power
+        power.target.activate(power)
+        power.on()
+        power.expect("from the kernel", timeout=10)
+        assert power.drive_file.stat().st_size == 1_000_000
 
 
 class TestStates:
