@@ -40,11 +40,18 @@ def image_folder() -> Path:
     return ROOT / os.environ.get("LG_BUILDDIR", "output/board/images")
 
 
+def board_of(env_file: str | None) -> str:
+    """labgrid/<board>-….yaml has its board's name; any other environment is one of the default board."""
+    name = Path(env_file or "").stem.partition("-")[0]
+    return name if name and (ROOT / "board" / name / "readme.txt").exists() else "board"
+
+
 def build_command(images: Path) -> str:
     """The make command which fills an images folder."""
     match = re.fullmatch(r"kernel-([\d.]+)((?:-[a-z]+)*)", images.parent.name)
     if not match:
-        return "make board_defconfig && make"
+        name = images.parent.name
+        return f"make {name if (ROOT / 'board' / name / 'readme.txt').exists() else 'board'}_defconfig && make"
     words = ["make", "kernel", f"KERNEL={match[1]}"]
     for flavour in match[2].split("-")[1:]:
         words.append({"debug": "DEBUG=1", "unpatched": "SERIES=none"}.get(flavour, f"VARIANT={flavour}"))
@@ -66,8 +73,9 @@ def environment_file(config: pytest.Config) -> str | None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """--interactive and --dry-run: nothing is collected, no test runs."""
-    os.environ["LG_BUILDDIR"] = str(image_folder())
     env_file = environment_file(config)
+    os.environ.setdefault("LG_BUILDDIR", f"output/{board_of(env_file)}/images")
+    os.environ["LG_BUILDDIR"] = str(image_folder())
     if env_file and not os.path.isfile(env_file):
         raise pytest.UsageError(f"There is no environment {env_file}: name a labgrid YAML, such as arm-pmem.yaml.")
     if not (config.getoption("interactive") or config.getoption("dry_run")):

@@ -29,6 +29,8 @@ def front(*args: str, builddir: Path | None = None) -> subprocess.CompletedProce
     ("folder", "command"),
     [
         ("board", "make board_defconfig && make"),
+        ("orangepi_pc", "make orangepi_pc_defconfig && make"),
+        ("elsewhere", "make board_defconfig && make"),
         ("kernel-6.1-debug", "make kernel KERNEL=6.1 DEBUG=1"),
         ("kernel-6.1-unpatched", "make kernel KERNEL=6.1 SERIES=none"),
     ],
@@ -39,6 +41,14 @@ def test_without_an_image_one_sentence_says_what_builds_it(tmp_path: Path, folde
     assert done.returncode == 4
     assert f"There is no image {images}/zImage: `{command}` builds it." in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("env", "board"), [("arm-pmem.yaml", "board"), ("labgrid/orangepi_pc-qemu.yaml", "orangepi_pc")]
+)
+def test_an_environment_knows_the_images_of_its_board(tmp_path: Path, env: str, board: str) -> None:
+    done = front("--lg-env", env, "tests/lab/test_front.py::test_nothing", f"--board-logs={tmp_path}")
+    assert f"images: output/{board}/images\n" in done.stdout
 
 
 def test_without_an_environment_the_board_tests_are_skipped(tmp_path: Path) -> None:
