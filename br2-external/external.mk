@@ -1,0 +1,20 @@
+include $(sort $(wildcard $(BR2_EXTERNAL_ARM_PMEM_PATH)/package/*/*.mk))
+
+# The kernel is configured as by tools/kernel.py: `make allnoconfig` with the fragments as its answers. Buildroot knows
+# a file or a defconfig of the tree as a base, and would give what the fragments do not name its default value.
+LINUX_KCONFIG_DEFCONFIG = allnoconfig
+LINUX_KCONFIG_OPTS += KCONFIG_ALLCONFIG=$(LINUX_DIR)/.arm-pmem.config
+
+define ARM_PMEM_LINUX_ALLCONFIG
+	cat $(LINUX_KCONFIG_FRAGMENT_FILES) >$(@D)/.arm-pmem.config
+endef
+LINUX_POST_PATCH_HOOKS += ARM_PMEM_LINUX_ALLCONFIG
+
+# The release says that this is a patched kernel.
+LINUX_MAKE_FLAGS += LOCALVERSION=-arm-pmem
+
+# The host's ccache for the two large builds. Buildroot builds one of its own, which this project has no use for.
+ifneq ($(ARM_PMEM_CCACHE),)
+LINUX_MAKE_FLAGS += CC="$(ARM_PMEM_CCACHE) $(TARGET_CC)"
+UBOOT_MAKE_OPTS += CC="$(ARM_PMEM_CCACHE) $(TARGET_CC)"
+endif

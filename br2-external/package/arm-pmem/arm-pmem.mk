@@ -1,0 +1,19 @@
+################################################################################
+#
+# arm-pmem
+#
+################################################################################
+
+ARM_PMEM_KEYS = $(call qstrip,$(BR2_PACKAGE_ARM_PMEM_AUTHORIZED_KEYS))
+
+# No password opens the network's door, and there is no key but the one given.
+define ARM_PMEM_INSTALL_TARGET_CMDS
+	mkdir -p $(TARGET_DIR)/root/.ssh $(TARGET_DIR)/etc/default
+	chmod 0700 $(TARGET_DIR)/root $(TARGET_DIR)/root/.ssh
+	rm -f $(TARGET_DIR)/root/.ssh/authorized_keys
+	$(if $(ARM_PMEM_KEYS),\
+		$(INSTALL) -D -m 0600 $(ARM_PMEM_KEYS) $(TARGET_DIR)/root/.ssh/authorized_keys)
+	printf 'DROPBEAR_ARGS="-s"\n' >$(TARGET_DIR)/etc/default/dropbear
+endef
+
+$(eval $(generic-package))

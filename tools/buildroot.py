@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The Buildroot image: Buildroot's tree, its configuration for a board, and its targets."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tools import sources
+from tools.boards import Board
+from tools.common import ROOT, UserError, display, run, say, sha256, write_whole
+from tools.kernel import first_error
+
+EXTERNAL = ROOT / "br2-external"
+PIN = EXTERNAL / "buildroot.yaml"
+# Wait so long for a server to say whether it has the release, and for the clone, in seconds
+ASK_LIMIT = 30
+CLONE_LIMIT = 900
+# What a Makefile or a shell of the caller's would change in Buildroot's own
+FOREIGN = re.compile(
+    r"(MAKEFLAGS|MFLAGS|MAKELEVEL|MAKEOVERRIDES|O|BOARD|KERNEL|IMAGE|SOURCES|SERIES|DEBUG|VARIANT|DROP)$"
+)
+
+
+class NoTree(UserError):
+    """Buildroot's tree cannot be had here."""
+
+
+# --- Buildroot's tree --------------------------------------------------------------------------
+
+
+def pin() -> tuple[str, str]:
+    """(version, URL) of the release which this project is made for."""
+    content = yaml.safe_load(PIN.read_text())
+    return str(content["version"]), str(content["url"])
+
+
+def version_of(tree: Path) -> str:
+    makefile = tree / "Makefile"
+    found = re.search(r"(?m)^export BR2_VERSION := (\S+)$", makefile.read_text()) if makefile.is_file() else None
+    if not found or not (tree / "package").is_dir():
+        raise NoTree(f"{tree} is not a tree of Buildroot: name one with BUILDROOT=, or leave that out")
+    return found[1]
+
+
+def find_tree() -> Path:
+    """Buildroot at the pinned release: BUILDROOT=, else the cache, else a clone into the cache."""
+    version, url = pin()
+    named = os.environ.get("BUILDROOT", "")
+    if named:
+        tree = Path(named).absolute()
+        found = version_of(tree)
+        if found != version:
+            raise UserError(
+                f"{tree} is Buildroot {found}, and this project needs {version}: check that tag out there, "
+                "or leave BUILDROOT= out"
+            )
+        return tree
+    tree = sources.cache_folder() / f"buildroot-{version}"
+    if not tree.exists():
+        clone(os.environ.get("BUILDROOT_URL") or url, version, tree)
+    return tree
+
+
+def clone(url: str, version: str, tree: Path) -> None:
+    """A shallow clone of one tag; it appears whole or not at all."""
+    if os.path.isdir(url):
+        # git copies a whole local repository, unless it is asked as a server
+        url = f"file://{os.path.abspath(url)}"
+    environment = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    mend = "name one with BUILDROOT_URL=<repository> or BUILDROOT=<tree>, or use IMAGE=minimal"
+    try:
+        listed = run(
+            ["git", "ls-remote", url, f"refs/tags/{version}"],
+            env=environment,
+            what=f"Buildroot cannot be reached at {url}",
+            timeout=ASK_LIMIT,
+        )
+    except UserError as error:
+        raise NoTree(f"{error}: {mend}") from error
+    if not listed.strip():
+        raise NoTree(f"{url} has no tag {version}: {mend}")
+    say(f"cloning Buildroot {version} from {url} to {tree} (once)")
+    tree.parent.mkdir(parents=True, exist_ok=True)
+    part = tree.with_name(f".{tree.name}.{os.getpid()}")
+    try:
+        run(
+            [
+                "git",
+                "-c",
+                "advice.detachedHead=false",
+                "clone",
+                "--quiet",
+                "--depth=1",
+                f"--branch={version}",
+                url,
+                part,
+            ],
+            env=environment,
+            what=f"Buildroot cannot be cloned from {url}",
+            timeout=CLONE_LIMIT,
+        )
+        if version_of(part) != version:
+            raise UserError(f"the tag {version} at {url} holds Buildroot {version_of(part)}: {mend}")
+        part.replace(tree)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+# --- one board's build -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Build:
+    """One output folder of Buildroot's."""
+
+    board: Board
+    kernel: str
+    out: Path
+    tree: Path
+    # debian, upstream or archive:<tar>
+    sources: str
+    # Where the inputs are kept
+    store: Path
+
+    @property
+    def config(self) -> Path:
+        return self.out / ".config"
+
+    def command(self, *words: str) -> list[str]:
+        return ["make", f"--directory={self.tree}", f"O={self.out}", f"BR2_EXTERNAL={EXTERNAL}", *words]
+
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
+        # The host's own programs, and not those of a .venv or of somebody's home.
+        kept["PATH"] = "/usr/bin:/bin:/usr/sbin:/sbin"
+        kept.pop("LD_LIBRARY_PATH", None)
+        ccache = shutil.which("ccache")
+        if ccache:
+            kept["ARM_PMEM_CCACHE"] = ccache
+            # The compiler's time stamp and path are those of its copy in this output folder.
+            kept["CCACHE_COMPILERCHECK"] = f"string:{compiler_name(self.config)}"
+        return kept
+
+
+def compiler_name(config: Path) -> str:
+    """What names the toolchain of a configuration, whatever folder it is unpacked to."""
+    text = config.read_text() if config.exists() else ""
+    found = re.search(r'(?m)^BR2_TOOLCHAIN_EXTERNAL_URL="(.*)"', text) or re.search(
+        r"(?m)^BR2_TOOLCHAIN_EXTERNAL_BOOTLIN_\w+=y", text
+    )
+    return found[0].rpartition("/")[2] if found else "unknown"
+
+
+def make_build(board: Board, kernel: str, out: Path, wanted_sources: str) -> Build:
+    """Finds the tree; a request which cannot be met is an error before anything is touched."""
+    kind, _, archive = wanted_sources.partition(":")
+    if kind == "archive" and archive:
+        store, tree = sources.open_archive(Path(archive))
+        version, _ = pin()
+        if version_of(tree) != version:
+            raise UserError(f"{archive} holds Buildroot {version_of(tree)}, and this project needs {version}")
+        return Build(board, kernel, out, tree, wanted_sources, store)
+    if kind not in ("debian", "upstream") or archive:
+        raise UserError(f"unknown SOURCES '{wanted_sources}': it is debian, upstream or archive:<tar>")
+    return Build(board, kernel, out, find_tree(), kind, sources.cache_folder())
+
+
+def default_sources() -> str:
+    return "debian" if shutil.which("apt-get") else "upstream"
+
+
+# --- configuration -----------------------------------------------------------------------------
+
+
+def assignments(text: str) -> dict[str, str]:
+    """Values by symbol of a defconfig or .config; of two lines for one symbol, the last one counts."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        match = re.fullmatch(r"(BR2_\w+)=(.*)|# (BR2_\w+) is not set", line.strip())
+        if match:
+            found[match[1] or match[3]] = match[2] if match[1] else "n"
+    return found
+
+
+def defconfig(board: Board) -> Path:
+    path = EXTERNAL / "configs" / f"{board.name}_defconfig"
+    if not path.exists():
+        raise UserError(f"there is no {display(path)}: this board has the minimal image only (IMAGE=minimal)")
+    return path
+
+
+def configure(build: Build, *, anew: bool = False) -> None:
+    """Makes .config of the board's defconfig, unless it is there; every line of it must be granted."""
+    source = defconfig(build.board)
+    fragment, origin = "", {"sources": build.sources}
+    if build.sources != "upstream":
+        prepared = sources.prepare(
+            build.store, build.tree, build.out, build.kernel, offline=build.sources.startswith("archive")
+        )
+        fragment = prepared.fragment
+        origin |= prepared.origin
+    write_whole(build.out / "sources.json", json.dumps(origin, indent=1) + "\n")
+    wanted = merged(source.read_text(), fragment)
+    stamp = build.out / ".arm-pmem-config.json"
+    inputs = sha256(wanted.encode())
+    known: dict[str, str] = json.loads(stamp.read_text()) if stamp.exists() else {}
+    if build.config.exists() and known and not anew:
+        if known["inputs"] == inputs:
+            return
+        if known["made"] != sha256(build.config):
+            raise UserError(
+                f"{display(build.config)} was edited, and {display(source)} or its sources changed since: keep your "
+                f"edits with `make savedefconfig`, then `make {build.board.name}_defconfig` starts anew"
+            )
+    text = build.out / "defconfig"
+    write_whole(text, wanted)
+    stamp.unlink(missing_ok=True)
+    done = subprocess.run(
+        build.command("--silent", f"BR2_DEFCONFIG={text}", "defconfig"),
+        env=build.environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=300,
+        check=False,
+    )
+    if done.returncode:
+        raise UserError(f"Buildroot cannot be configured: {first_error((done.stdout + done.stderr).splitlines())}")
+    check_granted(build, wanted, source)
+    write_whole(stamp, json.dumps({"inputs": inputs, "made": sha256(build.config)}))
+
+
+def merged(defconfig_text: str, fragment: str) -> str:
+    """A defconfig with the lines of a fragment in the place of its own."""
+    later = assignments(fragment)
+    kept = [line for line in defconfig_text.splitlines() if not set(assignments(line)) & set(later)]
+    return "\n".join([*kept, fragment]) if fragment else "\n".join([*kept, ""])
+
+
+def check_granted(build: Build, wanted: str, source: Path) -> None:
+    """Buildroot drops what cannot be, without a word: here that is an error."""
+    got = assignments(build.config.read_text())
+    missed = {
+        name: value for name, value in assignments(wanted).items() if got.get(name, "n") != value and value != '""'
+    }
+    if missed:
+        build.config.unlink()
+        reasons = [why_not(build, name, value) for name, value in missed.items()]
+        raise UserError(f"Buildroot does not grant what {display(source)} asks for: {'; '.join(reasons)}")
+
+
+def why_not(build: Build, name: str, value: str) -> str:
+    """The reason why a symbol has not its value, from the Config.in which defines it."""
+    definition = re.compile(rf"(?m)^\s*(?:menu)?config {name}$((?:\n(?!\s*(?:menu)?config |source |endmenu|endif).*)*)")
+    for base in (build.tree, EXTERNAL):
+        for path in sorted(base.rglob("Config.in*")):
+            found = definition.search(path.read_text(errors="replace"))
+            if not found:
+                continue
+            if path.name == "Config.in.legacy":
+                return f"{name}={value} (Buildroot {version_of(build.tree)} has dropped it, see its Config.in.legacy)"
+            needs = " && ".join(re.findall(r"(?m)^\s*depends on (.+?)(?:\s*#.*)?$", found[1]))
+            place = path.relative_to(base)
+            return f"{name}={value} ({place}: " + (f"it depends on {needs})" if needs else "it is set otherwise)")
+    return f"{name}={value} (no Config.in defines it: is it misspelt?)"
+
+
+# --- building ----------------------------------------------------------------------------------
+
+
+def parts(build: Build) -> dict[str, str]:
+    """A hash of what each package is made of that Buildroot does not look at again by itself."""
+    config = assignments(build.config.read_text())
+
+    def files(*names: str) -> list[Path]:
+        found: list[Path] = []
+        for name in names:
+            for word in config.get(name, '""').strip('"').split():
+                path = Path(word.replace("$(BR2_EXTERNAL_ARM_PMEM_PATH)", str(EXTERNAL)))
+                found += sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+        return found
+
+    external = [EXTERNAL / "external.mk"]
+    inputs: dict[str, list[Path]] = {
+        "linux": [*files("BR2_LINUX_KERNEL_PATCH", "BR2_LINUX_KERNEL_CONFIG_FRAGMENT_FILES"), *external],
+        "uboot": [*files("BR2_TARGET_UBOOT_CONFIG_FRAGMENT_FILES"), *external],
+        "daxprobe": sorted((ROOT / "tests/daxprobe").glob("*.*")),
+    }
+    for folder in sorted((EXTERNAL / "package").iterdir()):
+        inputs.setdefault(folder.name, []).extend(sorted(path for path in folder.iterdir() if path.is_file()))
+    keys = {name: sha256("".join(sha256(p) for p in paths if p.is_file()).encode()) for name, paths in inputs.items()}
+    keys["linux"] += config.get("BR2_LINUX_KERNEL_CUSTOM_TARBALL_LOCATION", "")
+    overrides = build.out / "sources.mk"
+    if overrides.exists():
+        for name, folder in re.findall(r"(?m)^([A-Z0-9_]+)_OVERRIDE_SRCDIR = (\S+)$", overrides.read_text()):
+            keys[name.lower().replace("_", "-")] = folder
+    return keys
+
+
+def drop_stale(build: Build) -> None:
+    """Packages whose patches, fragments or sources changed are built from the start."""
+    stamp = build.out / ".arm-pmem-parts.json"
+    known: dict[str, str] = json.loads(stamp.read_text()) if stamp.exists() else {}
+    now = parts(build)
+    stale = [name for name, key in known.items() if now.get(name) != key]
+    targets = [f"{name}-dirclean" for name in stale if list((build.out / "build").glob(f"{name}-[0-9c]*"))]
+    if targets:
+        say(f"changed since the last build, so built anew: {', '.join(stale)}")
+        run(build.command("--silent", *targets), env=build.environment(), what="Buildroot", timeout=300)
+    write_whole(stamp, json.dumps(now, indent=1))
+
+
+def build_images(build: Build) -> None:
+    configure(build)
+    drop_stale(build)
+    say(f"building the Buildroot image of {build.board.name} in {display(build.out)}")
+    run_make(build, [], build.out / "build.log")
+
+
+def pass_through(build: Build, target: str) -> int:
+    """One of Buildroot's own targets, on this terminal."""
+    configure(build)
+    return subprocess.run(build.command(target), env=build.environment(), check=False).returncode
+
+
+def run_make(build: Build, words: list[str], log: Path) -> None:
+    """Buildroot's output goes to the log, and a line for each step of each package to the terminal."""
+    process = subprocess.Popen(
+        build.command(*words),
+        env=build.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    last: deque[str] = deque(maxlen=3000)
+    shown = 0.0
+    assert process.stdout
+    try:
+        with log.open("w") as stream:
+            for line in process.stdout:
+                stream.write(line)
+                last.append(line.rstrip())
+                step = re.match(r"(?:\x1b\[[0-9;]*m)*>>> (.+?)(?:\x1b\[[0-9;]*m)*$", line.rstrip())
+                # All steps on a terminal would scroll by; one in two seconds shows that it goes on.
+                if step and (time.monotonic() - shown > 2 or "Building" in step[1]):
+                    shown = time.monotonic()
+                    say(f"  {step[1].strip()}")
+        status = process.wait()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
+    if status:
+        raise UserError(f"Buildroot failed: {cause(list(last))} ({display(log)})")
+
+
+def cause(lines: list[str]) -> str:
+    """The most telling line of a failed build: our own error, a compiler's, or make's."""
+    for pattern in (r"^error: ", r"No space left on device", r"^ERROR: ", r"\berror:", r"undefined reference"):
+        for line in lines:
+            if re.search(pattern, line):
+                return line.strip().removeprefix("error: ")
+    return first_error(lines[-200:])
+
+
+def facts(build: Build) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((build.out / "images/manifest.json").read_text())
+    return content
