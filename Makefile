@@ -5,11 +5,14 @@
 BOARD  ?=
 KERNEL ?=
 IMAGE  ?=
+SOURCES ?=
 SERIES ?=
 VARIANT ?=
 DROP   ?=
 DEBUG  ?=
 O      ?=
+# Read by tools/buildroot.py: a tree of Buildroot, or a repository to clone it from
+export BUILDROOT BUILDROOT_URL
 
 VENV   := .venv/bin
 # Only what needs the virtual environment complains when there is none.
@@ -18,7 +21,7 @@ PYTHON  = $(if $(wildcard $(VENV)/python),$(VENV)/python,$(error there is no .ve
 # DEBUG=1 is the variant `debug`
 variants = $(strip $(if $(filter-out 0,$(DEBUG)),debug) $(VARIANT))
 build    = $(PYTHON) -m tools.build
-options  = --board '$(BOARD)' --kernel '$(KERNEL)' --image '$(IMAGE)' --out '$(O)'
+options  = --board '$(BOARD)' --kernel '$(KERNEL)' --image '$(IMAGE)' --sources '$(SOURCES)' --out '$(O)'
 # Test reports (JUnit XML)
 reports := output/test
 unpatched := output/kernel-6.1-unpatched/images
@@ -27,12 +30,12 @@ images   = $(or $(LG_BUILDDIR),$(if $(O),$(O)/images,output/board/images))
 needed   = $(if $(LG_BUILDDIR),,$(images)/manifest.json)
 
 .DEFAULT_GOAL := all
-.PHONY: all help deps list kernel test test-host test-board test-regression check clean distclean
+.PHONY: all help deps list kernel sources-archive test test-host test-board test-regression check clean distclean
 # One thing after the other: each program uses all processors by itself.
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
 
-all: ## the image of the configured board, into output/<board>/images (IMAGE=auto or minimal)
+all: ## the image of the configured board, into output/<board>/images (IMAGE=auto, buildroot or minimal)
 	@$(build) board $(options)
 
 help: ## this list
@@ -43,7 +46,9 @@ help: ## this list
 		awk -F '|' '{ printf "  %-18s %s\n", $$1, $$2 }'
 	@echo
 	@echo '  BOARD=board KERNEL=6.1 IMAGE=auto O=<folder for all that is built>'
+	@echo '  SOURCES=debian, upstream or archive:<tar>; BUILDROOT=<tree> or BUILDROOT_URL=<repository>'
 	@echo '  make kernel: DEBUG=1, VARIANT=nohighmem, SERIES=none (the unpatched kernel), DROP=0022,0027 (without these)'
+	@echo '  Any other word is a target of Buildroot: menuconfig, linux-menuconfig, savedefconfig, legal-info, sdk, …'
 	@echo '  LG_BUILDDIR=<folder> (test-board): the images to boot, default output/board/images'
 
 deps: ## install what this machine lacks: Debian packages, and Python packages into .venv
@@ -57,6 +62,9 @@ list: ## the boards, with what each is
 
 kernel: ## the kernel developer's loop: into output/kernel-6.1 (DEBUG=1, VARIANT=, SERIES=none, DROP=)
 	@$(build) kernel $(options) --variant '$(variants)' --drop '$(DROP)' --series '$(or $(SERIES),patched)'
+
+sources-archive: ## all inputs of the Buildroot image in one tar, for SOURCES=archive:<tar>
+	@$(build) sources-archive $(options)
 
 test: $(needed) test-host test-board ## all tests; builds the image first if there is none
 
@@ -84,3 +92,9 @@ clean: ## remove what was built; kernel sources and fetched packages stay
 
 distclean: ## remove everything that is not in git
 	@$(build) distclean
+
+# Everything else is Buildroot's, and none of make's own implicit rules is wanted.
+.SUFFIXES:
+Makefile: ;
+%:
+	@$(build) target $(options) --target '$@'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Build what a board boots: kernel, minimal root file system, device-tree overlay, manifest."""
+"""Build what a board boots: the minimal image here, the Buildroot image by tools/buildroot.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools import fragments, rootfs
+from tools import buildroot, fragments, rootfs, sources
 from tools.boards import Board, board, boards
 from tools.common import (
     CROSS_COMPILE,
@@ -29,6 +29,7 @@ from tools.common import (
     write_whole,
 )
 from tools.kernel import Kernel
+from tools.product import describe
 from tools.source import NO_SERIES, Repository, Series, series, without
 
 DEFAULT_KERNEL = "6.1"
@@ -74,14 +75,14 @@ def build(product: Product) -> None:
     busy = f"{display(product.out)} is being built by another make: wait until that has ended"
     with repository.in_use(shared=True), locked(product.out / ".lock", busy):
         build_in(product, repository, source, patches, files)
-    budget(product, time.monotonic() - start)
+    budget(product.out, time.monotonic() - start)
 
 
 def build_in(product: Product, repository: Repository, source: Path, patches: Series, requests: list[Path]) -> None:
     epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or repository.epoch())
     kernel = Kernel(
         source=source,
-        build=product.out / "build",
+        build=product.out / "linux",
         epoch=epoch,
         localversion="" if product.unpatched else "-arm-pmem",
         misses_allowed=product.unpatched or bool(product.drop),
@@ -134,11 +135,19 @@ def build_in(product: Product, repository: Repository, source: Path, patches: Se
 def publish(images: Path, files: dict[str, Path], manifest: str) -> None:
     """Fill images/. The manifest comes last: where there is one, the files beside it belong together."""
     target = images / "manifest.json"
+    clear_other(images, "minimal")
     if not (target.exists() and target.read_text() == manifest):
         target.unlink(missing_ok=True)
     for name, path in files.items():
         copy_whole(path, images / name)
     write_whole(target, manifest)
+
+
+def clear_other(images: Path, kind: str) -> None:
+    """Images of the other kind must not lie beside those of this one."""
+    manifest = images / "manifest.json"
+    if not manifest.exists() or json.loads(manifest.read_text())["image"] != kind:
+        shutil.rmtree(images, ignore_errors=True)
 
 
 def compile_overlay(product: Product) -> Path:
@@ -169,20 +178,11 @@ def target_programs(product: Product) -> dict[str, Path]:
     return {"usr/bin/daxprobe": folder / "daxprobe"}
 
 
-def describe() -> str:
-    """Which state of this project made the image; outside git there is none."""
-    try:
-        return run(["git", "describe", "--always", "--dirty"], cwd=ROOT, what="git").strip()
-    except UserError:
-        return "unknown"
-
-
-def budget(product: Product, seconds: float) -> None:
-    size = run(["du", "-sm", product.out], what="du").split()[0]
-    free = shutil.disk_usage(product.out).free >> 30
+def budget(out: Path, seconds: float) -> None:
+    size = run(["du", "-sm", out], what="du").split()[0]
+    free = shutil.disk_usage(out).free >> 30
     say(
-        f"{display(product.images)} is ready: {seconds:.0f} s, {display(product.out)} takes {size} MiB "
-        f"({free} GiB of disk left)"
+        f"{display(out / 'images')} is ready: {seconds:.0f} s, {display(out)} takes {size} MiB ({free} GiB of disk left)"
     )
 
 
@@ -190,16 +190,38 @@ def budget(product: Product, seconds: float) -> None:
 
 
 def check_image(wanted: str) -> None:
-    if wanted == "buildroot":
-        raise UserError("IMAGE=buildroot is not there yet: use IMAGE=minimal (or auto, which is minimal now)")
-    if wanted not in ("auto", "minimal"):
+    if wanted not in ("auto", "minimal", "buildroot"):
         raise UserError(f"unknown IMAGE '{wanted}': it is auto, minimal or buildroot")
 
 
-def say_image(wanted: str, verb: str) -> None:
+@dataclass(frozen=True)
+class Configured:
+    """An output folder and what `make <board>_defconfig` chose for it."""
+
+    out: Path
+    board: Board
+    kernel: str
+    image: str
+    sources: str
+
+
+def with_buildroot(chosen: Configured) -> buildroot.Build | None:
+    """The Buildroot build of a configured folder; None where the image is to be the minimal one."""
+    if chosen.image == "minimal":
+        return None
+    try:
+        return buildroot.make_build(chosen.board, chosen.kernel, chosen.out, chosen.sources)
+    except buildroot.NoTree as error:
+        if chosen.image == "buildroot":
+            raise
+        say(f"note: {error}")
+        return None
+
+
+def say_image(wanted: str, kind: str, verb: str) -> None:
     """What `auto` came to is said at the start and at the end, and stands in the manifest."""
     if wanted == "auto":
-        say(f"IMAGE=auto: this {verb} the minimal image (the Buildroot image is not there yet)")
+        say(f"IMAGE=auto: this {verb} the {kind} image")
 
 
 def configuration(out: Path) -> Path:
@@ -220,16 +242,24 @@ def do_configure(options: argparse.Namespace) -> None:
     chosen = board(options.board)
     check_image(options.image)
     series(options.kernel)
-    out = options.out or OUTPUT / chosen.name
-    settings = {"board": chosen.name, "kernel": options.kernel, "image": options.image}
+    out = (options.out or OUTPUT / chosen.name).resolve()
+    settings = {
+        "board": chosen.name,
+        "kernel": options.kernel,
+        "image": options.image,
+        "sources": options.sources or buildroot.default_sources(),
+    }
     write_whole(configuration(out), json.dumps(settings) + "\n")
+    # Buildroot's configuration is made of the defconfig again by the next make.
+    (out / buildroot.STAMP).unlink(missing_ok=True)
+    (out / ".config").unlink(missing_ok=True)
     if options.out is None:
         write_whole(current(), f"{chosen.name}\n")
     say(f"{display(out)} is configured for {chosen.name}: {chosen.summary}")
 
 
-def do_board(options: argparse.Namespace) -> None:
-    """The product of the configured board."""
+def configured(options: argparse.Namespace) -> Configured:
+    """What is configured in the folder that is meant; what the command line says goes first."""
     out = options.out
     if out is None:
         if options.board:
@@ -243,10 +273,57 @@ def do_board(options: argparse.Namespace) -> None:
     settings = json.loads(configuration(out).read_text())
     image = options.image or settings["image"]
     check_image(image)
-    say_image(image, "is")
-    kernel = options.kernel or settings["kernel"]
-    build(Product(board(settings["board"]), kernel, out.resolve()))
-    say_image(image, "was")
+    return Configured(
+        out.resolve(),
+        board(settings["board"]),
+        options.kernel or settings["kernel"],
+        image,
+        options.sources or settings["sources"],
+    )
+
+
+def do_board(options: argparse.Namespace) -> None:
+    """The product of the configured board."""
+    chosen = configured(options)
+    found = with_buildroot(chosen)
+    kind = "buildroot" if found else "minimal"
+    say_image(chosen.image, kind, "is")
+    if found:
+        build_product(found)
+    else:
+        build(Product(chosen.board, chosen.kernel, chosen.out))
+    say_image(chosen.image, kind, "was")
+
+
+def build_product(found: buildroot.Build) -> None:
+    start = time.monotonic()
+    busy = f"{display(found.out)} is being built by another make: wait until that has ended"
+    with locked(found.out / ".lock", busy):
+        clear_other(found.out / "images", "buildroot")
+        buildroot.build_images(found)
+    budget(found.out, time.monotonic() - start)
+
+
+def do_target(options: argparse.Namespace) -> None:
+    """One of Buildroot's own targets, for the configured board."""
+    chosen = configured(options)
+    found = with_buildroot(chosen)
+    if found is None:
+        raise UserError(
+            f"there is no target '{options.target}' here (`make help`); Buildroot's own need a board with the Buildroot "
+            f"image, and {display(chosen.out)} has the minimal one"
+        )
+    busy = f"{display(found.out)} is being built by another make: wait until that has ended"
+    with locked(found.out / ".lock", busy):
+        buildroot.pass_through(found, options.target)
+
+
+def do_sources_archive(options: argparse.Namespace) -> None:
+    """All inputs of a Buildroot build in one tar."""
+    kernel = options.kernel or DEFAULT_KERNEL
+    target = (options.out or OUTPUT) / f"arm-pmem-sources-{kernel}.tar"
+    tree = buildroot.find_tree()
+    sources.write_archive(target, sources.cache_folder(), tree, kernel)
 
 
 def do_kernel(options: argparse.Namespace) -> None:
@@ -300,6 +377,8 @@ def main() -> int:
     common.add_argument("--board", default="")
     common.add_argument("--kernel", default="")
     common.add_argument("--image", default="")
+    common.add_argument("--sources", default="", help="debian, upstream or archive:<tar>")
+    common.add_argument("--target", default="", help="one of Buildroot's")
     common.add_argument("--variant", default="", help="debug, nohighmem, or both")
     common.add_argument("--drop", default="", help="numbers of patches to leave out: 0022,0027")
     common.add_argument("--series", choices=["patched", "none"], default="patched")
@@ -309,6 +388,8 @@ def main() -> int:
         "configure": do_configure,
         "board": do_board,
         "kernel": do_kernel,
+        "target": do_target,
+        "sources-archive": do_sources_archive,
         "clean": do_clean,
         "distclean": do_distclean,
     }.items():

@@ -13,7 +13,6 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -27,6 +26,8 @@ PIN = EXTERNAL / "buildroot.yaml"
 # Wait so long for a server to say whether it has the release, and for the clone, in seconds
 ASK_LIMIT = 30
 CLONE_LIMIT = 900
+# What configuration was made of, in the output folder
+STAMP = ".arm-pmem-config.json"
 # What a Makefile or a shell of the caller's would change in Buildroot's own
 FOREIGN = re.compile(
     r"(MAKEFLAGS|MFLAGS|MAKELEVEL|MAKEOVERRIDES|O|BOARD|KERNEL|IMAGE|SOURCES|SERIES|DEBUG|VARIANT|DROP)$"
@@ -201,7 +202,7 @@ def defconfig(board: Board) -> Path:
     return path
 
 
-def configure(build: Build, *, anew: bool = False) -> None:
+def configure(build: Build) -> None:
     """Makes .config of the board's defconfig, unless it is there; every line of it must be granted."""
     source = defconfig(build.board)
     fragment, origin = "", {"sources": build.sources}
@@ -213,10 +214,10 @@ def configure(build: Build, *, anew: bool = False) -> None:
         origin |= prepared.origin
     write_whole(build.out / "sources.json", json.dumps(origin, indent=1) + "\n")
     wanted = merged(source.read_text(), fragment)
-    stamp = build.out / ".arm-pmem-config.json"
+    stamp = build.out / STAMP
     inputs = sha256(wanted.encode())
     known: dict[str, str] = json.loads(stamp.read_text()) if stamp.exists() else {}
-    if build.config.exists() and known and not anew:
+    if build.config.exists() and known:
         if known["inputs"] == inputs:
             return
         if known["made"] != sha256(build.config):
@@ -330,10 +331,12 @@ def build_images(build: Build) -> None:
     run_make(build, [], build.out / "build.log")
 
 
-def pass_through(build: Build, target: str) -> int:
+def pass_through(build: Build, target: str) -> None:
     """One of Buildroot's own targets, on this terminal."""
     configure(build)
-    return subprocess.run(build.command(target), env=build.environment(), check=False).returncode
+    drop_stale(build)
+    if subprocess.run(build.command(target), env=build.environment(), check=False).returncode:
+        raise UserError(f"Buildroot's target '{target}' failed: see above")
 
 
 def run_make(build: Build, words: list[str], log: Path) -> None:
@@ -380,8 +383,3 @@ def cause(lines: list[str]) -> str:
             if re.search(pattern, line):
                 return line.strip().removeprefix("error: ")
     return first_error(lines[-200:])
-
-
-def facts(build: Build) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((build.out / "images/manifest.json").read_text())
-    return content

@@ -33,8 +33,8 @@ from tools.common import (
     sha256,
     write_whole,
 )
+from tools.debian import SUITE, Archive, archives
 
-SUITE = "bookworm"
 DEBIAN_ARCH = "armhf"
 LIBRARY_FOLDERS = ("lib/arm-linux-gnueabihf", "usr/lib/arm-linux-gnueabihf", "lib", "usr/lib")
 LOADER = "lib/ld-linux-armhf.so.3"
@@ -71,42 +71,6 @@ def read_packages(file: Path) -> Wanted:
 
 
 # --- the archive -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Archive:
-    """One suite of the Debian archive, as the host's own apt knows it."""
-
-    uri: str
-    suite: str
-    key: str = ""
-
-    @property
-    def line(self) -> str:
-        option = f"[signed-by={self.key}] " if self.key else ""
-        return f"deb {option}{self.uri} {self.suite} main"
-
-
-def archives() -> list[Archive]:
-    """Where this host gets Debian from: the project names no host of its own."""
-    keyring = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-    form = "$(ORIGIN)|$(COMPONENT)|$(CODENAME)|$(REPO_URI)"
-    listed = run(
-        ["apt-get", "indextargets", "--format", form, "Created-By: Packages"],
-        what="apt's list of archives",
-    )
-    found: dict[str, Archive] = {}
-    for line in listed.splitlines():
-        origin, component, codename, uri = line.split("|", 3)
-        if origin == "Debian" and component == "main" and codename.split("-")[0] == SUITE:
-            found.setdefault(codename, Archive(uri, codename, str(keyring) if keyring.exists() else ""))
-    if SUITE not in found:
-        raise UserError(
-            f"apt on this machine knows no Debian '{SUITE}' archive: add one to "
-            f"/etc/apt/sources.list.d and run `apt-get update`"
-        )
-    # The main suite first; security and updates override it by version.
-    return [found.pop(SUITE), *found.values()]
 
 
 @dataclass

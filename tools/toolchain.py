@@ -22,7 +22,10 @@ GCC = "12"
 PACKAGES = [
     *(f"{name}-{GCC}-{TRIPLET}" for name in ("gcc", "g++", "cpp")),
     f"binutils-{TRIPLET}",
-    *(f"{name}-armhf-cross" for name in ("libgcc-12-dev", "libgcc-s1", "libstdc++-12-dev", "libstdc++6", "libatomic1", "libgomp1")),
+    *(
+        f"{name}-armhf-cross"
+        for name in ("libgcc-12-dev", "libgcc-s1", "libstdc++-12-dev", "libstdc++6", "libatomic1", "libgomp1")
+    ),
     # the shared libraries which these programs need are those of the host's gcc, which `make deps` installs
     # The C library of the target itself: the one which Debian packs for cross building lags behind with mends.
     *(f"{name}:armhf" for name in ("libc6", "libc6-dev", "libc-bin", "linux-libc-dev")),
@@ -137,8 +140,8 @@ def check(tree: Path, work: Path) -> None:
     plus = work / "hello.cc"
     plus.write_text('#include <iostream>\nint main() { std::cout << "hello\\n"; }\n')
     for compiler, file in (("gcc", source), ("g++", plus)):
-        command = [tree / "bin" / f"{CROSS_COMPILE}{compiler}", "-pthread", "-o", work / "hello", file]
-        run(command, what=f"{compiler} of the toolchain does not link a program")
+        program = tree / "bin" / f"{CROSS_COMPILE}{compiler}"
+        run([program, "-pthread", "-o", work / "hello", file], what=f"{compiler} of the toolchain does not link a program")
     dangling = [path for path in tree.rglob("*") if path.is_symlink() and not path.exists()]
     if dangling:
         raise UserError(f"the toolchain has links which lead nowhere: {', '.join(str(one) for one in dangling[:3])}")

@@ -125,7 +125,7 @@ def test_the_root_file_system_is_made_the_same_way_twice(images: Path, target: P
         rootfs.build(
             work=tmp_path / f"work{number}",
             target=result,
-            gen_init_cpio=out / "build/usr/gen_init_cpio",
+            gen_init_cpio=out / "linux/usr/gen_init_cpio",
             epoch=1700000000,
             release={"IMAGE": "minimal"},
             programs={"usr/bin/daxprobe": target / "usr/bin/daxprobe"},

@@ -15,7 +15,8 @@ from toyline import ROOT
 
 from tools import rootfs
 from tools.common import CROSS_COMPILE, UserError
-from tools.rootfs import Archive, Entry, Picker, Wanted
+from tools.debian import Archive
+from tools.rootfs import Entry, Picker, Wanted
 
 
 @pytest.fixture(scope="session")
