@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -38,6 +39,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def image_folder() -> Path:
     """LG_BUILDDIR, absolute or relative to the project's root."""
     return ROOT / os.environ.get("LG_BUILDDIR", "output/board/images")
+
+
+def image_kind() -> str:
+    """buildroot or minimal, for the features of an environment; `none` where nothing has been built."""
+    manifest = image_folder() / "manifest.json"
+    return str(json.loads(manifest.read_text())["image"]) if manifest.is_file() else "none"
 
 
 def board_of(env_file: str | None) -> str:
@@ -76,6 +83,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     env_file = environment_file(config)
     os.environ.setdefault("LG_BUILDDIR", f"output/{board_of(env_file)}/images")
     os.environ["LG_BUILDDIR"] = str(image_folder())
+    os.environ["LG_IMAGE"] = image_kind()
     if env_file and not os.path.isfile(env_file):
         raise pytest.UsageError(f"There is no environment {env_file}: name a labgrid YAML, such as arm-pmem.yaml.")
     if not (config.getoption("interactive") or config.getoption("dry_run")):

@@ -141,7 +141,10 @@ def check(tree: Path, work: Path) -> None:
     plus.write_text('#include <iostream>\nint main() { std::cout << "hello\\n"; }\n')
     for compiler, file in (("gcc", source), ("g++", plus)):
         program = tree / "bin" / f"{CROSS_COMPILE}{compiler}"
-        run([program, "-pthread", "-o", work / "hello", file], what=f"{compiler} of the toolchain does not link a program")
+        run(
+            [program, "-pthread", "-o", work / "hello", file],
+            what=f"{compiler} of the toolchain does not link a program",
+        )
     dangling = [path for path in tree.rglob("*") if path.is_symlink() and not path.exists()]
     if dangling:
         raise UserError(f"the toolchain has links which lead nowhere: {', '.join(str(one) for one in dangling[:3])}")
