@@ -156,8 +156,12 @@ def disk_images(description: Path, images: Path, build: Path) -> None:
                 run(["bmaptool", "create", "-o", work / "out" / f"{image.name}.bmap", image], what="bmaptool")
         for image in sorted((work / "out").iterdir()):
             # Sparse, as it was made: most of a card is empty.
-            run(["cp", "--sparse=always", image, images / f".{image.name}"], what=f"{image.name} cannot be copied")
-            (images / f".{image.name}").replace(images / image.name)
+            part = images / f".{image.name}"
+            try:
+                run(["cp", "--sparse=always", image, part], what=f"{image.name} cannot be copied")
+                part.replace(images / image.name)
+            finally:
+                part.unlink(missing_ok=True)
 
 
 def start_script(chosen: Board) -> str:
