@@ -90,6 +90,7 @@ class Tool:
     package: str
     programs: tuple[str, ...] = ()
     wrapper: str = ""
+    depends: str = ""
     hooks: bool = False
 
 
@@ -133,7 +134,12 @@ def read_manifest(path: Path = MANIFEST) -> Manifest:
             [override(name, entry) for name, entry in content["override"].items()],
             [
                 Tool(
-                    name, entry["package"], tuple(entry.get("programs", ())), entry.get("wrapper", ""), "hooks" in entry
+                    name,
+                    entry["package"],
+                    tuple(entry.get("programs", ())),
+                    entry.get("wrapper", ""),
+                    entry.get("depends", ""),
+                    "hooks" in entry,
                 )
                 for name, entry in content["tool"].items()
             ],
@@ -289,7 +295,7 @@ def variable(name: str) -> str:
 def override_folder(one: Override, store: Path, tree: Path) -> Path:
     """The unpacked and patched source of an override; made once for the same input."""
     patches = [find_package(tree, one.name) / name for name in one.patches]
-    key = sha256("\n".join([repr(one), *(sha256(patch) for patch in patches), sha256(Path(__file__))]).encode())[:12]
+    key = sha256("\n".join([repr(one), *(sha256(patch) for patch in patches)]).encode())[:12]
     folder = store / "overrides" / f"{one.name}-{key}"
     if folder.exists():
         return folder
@@ -396,6 +402,7 @@ def prepare(store: Path, tree: Path, out: Path, kernel_line: str, *, offline: bo
                 "folder": folder,
                 "programs": programs,
                 "wrapper": one.wrapper,
+                "depends": one.depends,
                 "hooks": one.hooks,
             }
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from toyline import ROOT
 
-from tools import debian, sources
+from tools import common, debian, sources
 from tools.common import UserError, sha256
 from tools.sources import Identical, Manifest, Override, Pinned, Tool
 
@@ -107,7 +107,7 @@ def test_a_spoilt_file_in_the_cache_is_fetched_again(mirror: Path, tmp_path: Pat
 
 def gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a server answers for a file which it does not have; apt's `copy` has no such answer."""
-    real = sources.run
+    real = common.run
 
     def run(command: list[object], **options: object) -> str:
         try:
@@ -181,7 +181,14 @@ def test_a_missing_program_says_make_deps(tmp_path: Path) -> None:
 
 
 def test_what_buildroot_is_given_of_a_tool_cannot_be_changed_by_its_package() -> None:
-    tool = {"variable": "HOST_X", "folder": "/f", "programs": ["/usr/bin/x"], "wrapper": "", "hooks": False}
+    tool = {
+        "variable": "HOST_X",
+        "folder": "/f",
+        "programs": ["/usr/bin/x"],
+        "wrapper": "",
+        "depends": "",
+        "hooks": False,
+    }
     text = sources.render("debian.mk.j2", overrides=[], tools=[tool])
     makefile = f"{text}\nHOST_X_DEPENDENCIES += host-y\ndefine HOST_X_INSTALL_CMDS\n\tfalse\nendef\nall:\n\t@echo '[$(HOST_X_DEPENDENCIES)]'; echo '$(findstring false,$(HOST_X_INSTALL_CMDS))'\n"
     done = subprocess.run(
