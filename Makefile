@@ -72,7 +72,7 @@ test-host: ## the tests that need no board
 	@LG_BUILDDIR='$(images)' $(PYTHON) -m pytest tests/host $(wildcard tests/lab) --junitxml=$(reports)/host.xml
 
 test-board: $(needed) ## the tests on the board, with the image in output/board/images
-	@LG_BUILDDIR='$(images)' $(PYTHON) -m pytest --lg-env arm-pmem.yaml tests/board --junitxml=$(reports)/board.xml
+	@LG_BUILDDIR='$(images)' $(PYTHON) -m pytest --lg-env arm-pmem.yaml tests/board --junitxml=$(reports)/$(notdir $(patsubst %/images,%,$(images))).xml
 
 $(addsuffix /manifest.json,$(sort $(images) output/board/images)):
 	@test -e $(dir $(@D))board.json || $(MAKE) $(or $(BOARD),board)_defconfig

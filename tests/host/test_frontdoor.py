@@ -21,6 +21,9 @@ def make(*words: str, cwd: Path = ROOT, path: str | None = None) -> subprocess.C
         "BOARD",
         "KERNEL",
         "IMAGE",
+        "SOURCES",
+        "BUILDROOT",
+        "BUILDROOT_URL",
         "O",
         "SERIES",
         "DEBUG",
@@ -75,15 +78,34 @@ def test_an_unknown_image_lists_the_known_ones(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_buildroot_image_is_not_there_yet(tmp_path: Path) -> None:
+def test_the_buildroot_image_without_buildroot_is_one_sentence(tmp_path: Path) -> None:
     out = f"O={tmp_path / 'out'}"
-    assert make("board_defconfig", out).returncode == 0
-    assert "IMAGE=buildroot is not there yet: use IMAGE=minimal" in errors(make("IMAGE=buildroot", out))
+    assert make("board_defconfig", "IMAGE=buildroot", out).returncode == 0
+    complaint = errors(make(out, f"BUILDROOT={tmp_path}"))
+    assert f"{tmp_path} is not a tree of Buildroot: name one with BUILDROOT=" in complaint
+
+
+def test_unknown_sources_list_the_known_ones(tmp_path: Path) -> None:
+    out = f"O={tmp_path / 'out'}"
+    assert make("board_defconfig", "SOURCES=moon", out).returncode == 0
+    assert "unknown SOURCES 'moon': it is debian, upstream or archive:<tar>" in errors(make(out))
+
+
+def test_an_archive_that_is_not_there_is_said(tmp_path: Path) -> None:
+    out = f"O={tmp_path / 'out'}"
+    assert make("board_defconfig", "IMAGE=buildroot", "SOURCES=archive:/no/such.tar", out).returncode == 0
+    assert "there is no archive /no/such.tar: `make sources-archive` writes one" in errors(make(out))
+
+
+def test_a_word_that_is_no_target_is_said(tmp_path: Path) -> None:
+    out = f"O={tmp_path / 'out'}"
+    assert make("board_defconfig", "IMAGE=minimal", out).returncode == 0
+    assert re.search("there is no target 'tset' here .*; Buildroot's own need a board with", errors(make("tset", out)))
 
 
 def test_make_without_a_configured_board_says_what_to_run(tmp_path: Path) -> None:
     done = make(f"O={tmp_path / 'out'}")
-    assert re.search(r"no board is configured in .*/out: run `make board_defconfig` first", errors(done))
+    assert re.search(r"no board is configured in .*/out: run `make board_defconfig`.* first", errors(done))
     assert not (tmp_path / "out").exists()
 
 

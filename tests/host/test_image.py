@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from toyline import ROOT
 
-from tools import fragments, rootfs
+from tools import buildroot, fragments, rootfs
 from tools.boards import board
 from tools.common import sha256
 
@@ -30,6 +30,18 @@ def images() -> Path:
 def manifest(images: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((images / "manifest.json").read_text())
     return content
+
+
+@pytest.fixture(scope="module")
+def minimal(manifest: dict[str, Any]) -> None:
+    if manifest["image"] != "minimal":
+        pytest.skip("about the minimal image, and this is the Buildroot image")
+
+
+@pytest.fixture(scope="module")
+def of_buildroot(manifest: dict[str, Any]) -> None:
+    if manifest["image"] != "buildroot":
+        pytest.skip("about the Buildroot image, and this is the minimal image")
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +66,41 @@ def test_the_manifest_tells_size_and_hash_of_every_file(images: Path, manifest: 
 
 
 def test_the_manifest_names_what_the_image_is_made_of(manifest: dict[str, Any]) -> None:
-    assert manifest["image"] == "minimal"
+    assert manifest["image"] in ("minimal", "buildroot")
     assert manifest["kernel"]["release"].startswith(f"{manifest['kernel']['line']}.")
     assert manifest["series"]["name"].split("-")[0] in (manifest["kernel"]["line"], "none")
+
+
+@pytest.mark.usefixtures("minimal")
+def test_the_manifest_of_the_minimal_image_names_its_debian_packages(manifest: dict[str, Any]) -> None:
     assert any(one.startswith("fio=") for one in manifest["debian"]["packages"])
     assert "bookworm" in manifest["debian"]["suites"]
+
+
+@pytest.mark.usefixtures("of_buildroot")
+def test_the_manifest_of_the_buildroot_image_names_release_and_sources(manifest: dict[str, Any]) -> None:
+    assert manifest["buildroot"] == buildroot.pin()[0]
+    assert manifest["sources"]["sources"].partition(":")[0] in ("debian", "upstream", "archive")
+
+
+@pytest.mark.usefixtures("of_buildroot")
+def test_the_root_file_system_is_small(target: Path) -> None:
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file() and not path.is_symlink())
+    assert size < 48 << 20
+
+
+@pytest.mark.usefixtures("of_buildroot")
+def test_no_password_and_no_key_of_ours_is_in_the_image(target: Path) -> None:
+    """root has an empty password on the serial line; the network's login takes keys only, and knows none."""
+    assert "root::" in (target / "etc/shadow").read_text()
+    assert (target / "etc/default/dropbear").read_text() == 'DROPBEAR_ARGS="-s"\n'
+    if not os.environ.get("ARM_PMEM_AUTHORIZED_KEYS"):
+        assert not (target / "root/.ssh/authorized_keys").exists()
+
+
+@pytest.mark.usefixtures("of_buildroot")
+def test_a_user_cannot_read_what_is_roots(target: Path) -> None:
+    assert (target / "root").stat().st_mode & 0o777 == 0o700
 
 
 def test_the_image_says_the_same_on_the_target(target: Path, manifest: dict[str, Any]) -> None:
@@ -70,14 +112,15 @@ def test_the_image_says_the_same_on_the_target(target: Path, manifest: dict[str,
     assert told["KERNEL"] == manifest["kernel"]["release"]
 
 
+@pytest.mark.usefixtures("minimal")
 def test_everything_in_packages_txt_is_there(target: Path) -> None:
     wanted = rootfs.read_packages(ROOT / "board/common/packages.txt")
     assert [path for path in wanted.paths if not (target / path).exists()] == []
 
 
-def test_our_own_programs_and_files_are_there(target: Path) -> None:
+def test_our_own_programs_and_files_are_there(target: Path, manifest: dict[str, Any]) -> None:
     assert os.access(target / "usr/bin/daxprobe", os.X_OK)
-    overlay = ROOT / "board/common/rootfs"
+    overlay = ROOT / "board/common" / ("rootfs" if manifest["image"] == "minimal" else "overlay")
     names = [path.relative_to(overlay) for path in overlay.rglob("*") if path.is_file() and not path.is_symlink()]
     assert names
     for name in names:
@@ -116,6 +159,7 @@ def test_every_request_of_the_fragments_is_granted(images: Path, manifest: dict[
     assert [one.text for one in missed] == []
 
 
+@pytest.mark.usefixtures("minimal")
 def test_the_root_file_system_is_made_the_same_way_twice(images: Path, target: Path, tmp_path: Path) -> None:
     """The second step of the build alone: seconds. The whole of it is the slow test below."""
     out = images.parent
