@@ -252,11 +252,11 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         """
         cmd = [*self._machine_args(), "-S", "-serial", "null", "-monitor", "stdio"]
         result = run_tool(cmd, "install the package qemu-system-arm", "info mtree -f\nquit\n")
-        found = re.search(r"^ *([0-9a-f]+)-([0-9a-f]+) \(prio 0, ram\): ram\b", result.stdout, re.MULTILINE)
+        # Something else may lie over its first bytes: the rest then says where in RAM it begins.
+        found = re.search(r"^ *([0-9a-f]+)-[0-9a-f]+ \(.*, ram\): ram(?: @([0-9a-f]+))?\b", result.stdout, re.MULTILINE)
         if result.returncode or not found:
             self._raise_refusal(result)
-        first, last = int(found[1], 16), int(found[2], 16)
-        self._ram = Region(first, last + 1 - first)
+        self._ram = Region(int(found[1], 16) - int(found[2] or "0", 16), self.ram_file.stat().st_size)
 
     def _raise_refusal(self, result: subprocess.CompletedProcess[str]) -> NoReturn:
         lines = [line for line in result.stderr.splitlines() if line.strip()]

@@ -43,6 +43,11 @@ def talker(text: str, then: bytes = SILENT, port: tuple[int, int] = VIRT_PORT) -
     return struct.pack("<8I", *code) + then + text.encode() + b"\0"
 
 
+# mov r0, #0x54000000; str r0, [r0]
+POKED = 0x54000000
+POKE = struct.pack("<2I", 0xE3A00454, 0xE5800000)
+
+
 def card(text: str, size: int) -> bytes:
-    """An SD card's image with a talker as boot loader, where an Allwinner H3 looks for it."""
-    return (bytes(8192) + talker(text, port=ORANGEPI_PORT)).ljust(size, b"\0")
+    """An SD card's image with a boot loader where an Allwinner H3 looks for it: it writes to RAM and talks."""
+    return (bytes(8192) + POKE + talker(text, port=ORANGEPI_PORT)).ljust(size, b"\0")

@@ -16,7 +16,7 @@ from typing import Any
 import boardlib
 import pytest
 from labgrid.strategy import StrategyError
-from machines import POWER_OFF, MakeStrategy, card, talker
+from machines import POKED, POWER_OFF, MakeStrategy, card, talker
 
 ROOT = Path(__file__).resolve().parents[2]
 # What counts as bounded here
@@ -235,7 +235,7 @@ class TestMemory:
 class TestDrive:
     """A machine which boots from an SD card: no kernel, no device tree from QEMU."""
 
-    RAM = 0x54000000
+    RAM = 0x58000000
     SETTINGS = {"machine": "orangepi-pc", "cpu": "cortex-a7", "drive": "card", "extra_args": "-nic none"}
     NOT_NEEDED: dict[str, Any] = {"kernel": None, "initrd": None, "boot_args": None, "overlays": []}
 
@@ -306,6 +306,9 @@ class TestDrive:
         running.expect("from the card", timeout=10)
         assert self.is_written(running)
         assert running.read_memory(self.RAM, 4) == bytes(4)
+
+    def test_the_host_reads_what_the_machine_has_written(self, running: Any) -> None:
+        assert running.read_memory(POKED, 8) == POKED.to_bytes(8, "little")
 
     def test_an_address_outside_of_ram(self, running: Any) -> None:
         with pytest.raises(boardlib.BoardError, match="0x3ffffffc is no address in the RAM"):
