@@ -42,7 +42,7 @@ EVENTS = [
     pytest.param(("power_cut", "ext4"), id="power_cut-ext4", marks=pytest.mark.lg_feature("power-cut")),
     pytest.param(("power_cut", "xfs"), id="power_cut-xfs", marks=pytest.mark.lg_feature("power-cut")),
     pytest.param(("reset", "ext4"), id="reset-ext4", marks=pytest.mark.lg_feature("warm-reset")),
-    pytest.param(("reboot", "ext4"), id="reboot-ext4", marks=pytest.mark.lg_feature("warm-reset")),
+    pytest.param(("reboot", "ext4"), id="reboot-ext4", marks=pytest.mark.lg_feature(["warm-reset", "reboot"])),
 ]
 
 
