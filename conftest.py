@@ -118,8 +118,8 @@ def by_hand(env_file: str, dry_run: bool) -> int:
         print(shlex.join(cmd))
         return 0
     print(
-        f"Ctrl-A x ends the machine, as a power cut would: its RAM is {machine.ram_file}, and the next --interactive "
-        "finds there what the persistent regions held; delete the file for a fresh start.",
+        f"Ctrl-A x ends the machine, as a power cut would: its files are in {machine.slot}, and the next --interactive "
+        "finds there what a power cut leaves of RAM and drive; delete that folder for a fresh start.",
         flush=True,
     )
     try:
