@@ -12,9 +12,3 @@ LINUX_POST_PATCH_HOOKS += ARM_PMEM_LINUX_ALLCONFIG
 
 # The release says that this is a patched kernel.
 LINUX_MAKE_FLAGS += LOCALVERSION=-arm-pmem
-
-# The host's ccache for the two large builds. Buildroot builds one of its own, which this project has no use for.
-ifneq ($(ARM_PMEM_CCACHE),)
-LINUX_MAKE_FLAGS += CC="$(ARM_PMEM_CCACHE) $(TARGET_CC)"
-UBOOT_MAKE_OPTS += CC="$(ARM_PMEM_CCACHE) $(TARGET_CC)"
-endif

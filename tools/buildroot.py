@@ -18,7 +18,7 @@ import yaml
 
 from tools import sources
 from tools.boards import Board
-from tools.common import ROOT, UserError, display, run, say, sha256, write_whole
+from tools.common import ROOT, UserError, display, locked, run, say, sha256, write_whole
 from tools.kernel import first_error
 
 EXTERNAL = ROOT / "br2-external"
@@ -69,8 +69,10 @@ def find_tree() -> Path:
             )
         return tree
     tree = sources.cache_folder() / f"buildroot-{version}"
-    if not tree.exists():
-        clone(os.environ.get("BUILDROOT_URL") or url, version, tree)
+    busy = f"another make has been cloning Buildroot to {tree} for {CLONE_LIMIT} s: wait until that has ended"
+    with locked(tree.with_name(".clone.lock"), busy, wait=CLONE_LIMIT):
+        if not tree.exists():
+            clone(os.environ.get("BUILDROOT_URL") or url, version, tree)
     return tree
 
 
@@ -147,21 +149,7 @@ class Build:
         # The host's own programs, and not those of a .venv or of somebody's home.
         kept["PATH"] = "/usr/bin:/bin:/usr/sbin:/sbin"
         kept.pop("LD_LIBRARY_PATH", None)
-        ccache = shutil.which("ccache")
-        if ccache:
-            kept["ARM_PMEM_CCACHE"] = ccache
-            # The compiler's time stamp and path are those of its copy in this output folder.
-            kept["CCACHE_COMPILERCHECK"] = f"string:{compiler_name(self.config)}"
         return kept
-
-
-def compiler_name(config: Path) -> str:
-    """What names the toolchain of a configuration, whatever folder it is unpacked to."""
-    text = config.read_text() if config.exists() else ""
-    found = re.search(r'(?m)^BR2_TOOLCHAIN_EXTERNAL_URL="(.*)"', text) or re.search(
-        r"(?m)^BR2_TOOLCHAIN_EXTERNAL_BOOTLIN_\w+=y", text
-    )
-    return found[0].rpartition("/")[2] if found else "unknown"
 
 
 def make_build(board: Board, kernel: str, out: Path, wanted_sources: str) -> Build:
@@ -225,9 +213,16 @@ def configure(build: Build) -> None:
                 f"{display(build.config)} was edited, and {display(source)} or its sources changed since: keep your "
                 f"edits with `make savedefconfig`, then `make {build.board.name}_defconfig` starts anew"
             )
+    stamp.unlink(missing_ok=True)
+    make_config(build, wanted)
+    check_granted(build, wanted, source)
+    write_whole(stamp, json.dumps({"inputs": inputs, "made": sha256(build.config)}))
+
+
+def make_config(build: Build, wanted: str) -> None:
+    """Buildroot's .config of a defconfig's text."""
     text = build.out / "defconfig"
     write_whole(text, wanted)
-    stamp.unlink(missing_ok=True)
     done = subprocess.run(
         build.command("--silent", f"BR2_DEFCONFIG={text}", "defconfig"),
         env=build.environment(),
@@ -240,15 +235,15 @@ def configure(build: Build) -> None:
     )
     if done.returncode:
         raise UserError(f"Buildroot cannot be configured: {first_error((done.stdout + done.stderr).splitlines())}")
-    check_granted(build, wanted, source)
-    write_whole(stamp, json.dumps({"inputs": inputs, "made": sha256(build.config)}))
 
 
 def merged(defconfig_text: str, fragment: str) -> str:
-    """A defconfig with the lines of a fragment in the place of its own."""
-    later = assignments(fragment)
+    """A defconfig with the lines of a fragment in the place of its own; a string that is `not set` just goes."""
+    before, later = assignments(defconfig_text), assignments(fragment)
+    strings = {name for name, value in later.items() if value == "n" and before.get(name, "").startswith('"')}
     kept = [line for line in defconfig_text.splitlines() if not set(assignments(line)) & set(later)]
-    return "\n".join([*kept, fragment]) if fragment else "\n".join([*kept, ""])
+    kept += [line for line in fragment.splitlines() if not set(assignments(line)) & strings]
+    return "\n".join(kept) + "\n"
 
 
 def check_granted(build: Build, wanted: str, source: Path) -> None:
@@ -328,7 +323,7 @@ def build_images(build: Build) -> None:
     configure(build)
     drop_stale(build)
     say(f"building the Buildroot image of {build.board.name} in {display(build.out)}")
-    run_make(build, [], build.out / "build.log")
+    run_make(build, [f"-j{len(os.sched_getaffinity(0)) + 1}", "--output-sync=line"], build.out / "build.log")
 
 
 def pass_through(build: Build, target: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tools import fragments
+from tools import buildroot, fragments, sources
 from tools.boards import boards
 from tools.common import OUTPUT, ROOT, UserError, display, entry, need_tools, run, say, sha256, write_whole
 from tools.kernel import Kernel
@@ -91,7 +91,7 @@ def check_shell() -> None:
     command("shellcheck", *shell_scripts())
 
 
-def sources() -> list[tuple[Repository, Series]]:
+def kernel_sources() -> list[tuple[Repository, Series]]:
     """Each kernel line whose source is here."""
     found = [(Repository(kernel), series(kernel)) for kernel in kernel_lines()]
     found = [(repository, patches) for repository, patches in found if (repository.path / ".git").exists()]
@@ -102,7 +102,7 @@ def sources() -> list[tuple[Repository, Series]]:
 
 def check_checkpatch() -> None:
     need_tools(["perl"])
-    jobs = [(repository.path, patch) for repository, patches in sources() for patch in patches.patches]
+    jobs = [(repository.path, patch) for repository, patches in kernel_sources() for patch in patches.patches]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         complaints = [one for one in pool.map(checkpatch, *zip(*jobs, strict=True)) if one]
     if complaints:
@@ -140,7 +140,7 @@ def touched(patch: Path) -> set[str]:
 def check_patches() -> None:
     """Each patch applies without fuzz by patch(1) and by git am, in a tree of just the touched files."""
     need_tools(["patch", "git"])
-    for repository, patches in sources():
+    for repository, patches in kernel_sources():
         names = sorted({name for patch in patches.patches for name in touched(patch)})
         present = repository.git("ls-tree", "-r", "--name-only", BASE, "--", *names).splitlines()
         for apply in (apply_by_patch, apply_by_git):
@@ -204,10 +204,39 @@ def check_fragments() -> None:
         for variant in ((), *((one,) for one in variants)):
             files = fragments.for_kernel(board.kernel_fragment, variant)
             fragments.read(files)
-            for repository, patches in sources():
+            for repository, patches in kernel_sources():
                 source = repository.prepare(patches)
                 build = OUTPUT / "check" / "-".join([board.name, repository.kernel, *variant])
                 Kernel(source, build, epoch=0, localversion="").configure(files)
+
+
+def buildroot_tree() -> Path:
+    try:
+        return buildroot.find_tree()
+    except buildroot.NoTree as error:
+        raise Skipped(str(error)) from error
+
+
+def check_package() -> None:
+    """Buildroot's own linter on all that Buildroot reads of this project."""
+    tree = buildroot_tree()
+    names = run(["git", "ls-files", "--", "br2-external", "patches", "board/*/patches"], cwd=ROOT, what="git").split()
+    command(
+        "/usr/bin/python3", tree / "utils/check-package", "--br2-external", *(n for n in names if not n.endswith(".md"))
+    )
+
+
+def check_defconfigs() -> None:
+    """Each defconfig, as it stands and with what SOURCES=debian changes in it, is granted by Buildroot to the letter."""
+    tree = buildroot_tree()
+    for board in boards():
+        for origin in ("upstream", "debian"):
+            out = OUTPUT / "check" / f"buildroot-{board.name}-{origin}"
+            build = buildroot.Build(board, kernel_lines()[0], out, tree, origin, OUTPUT / "check/store")
+            lines = sources.fragment(build.store, out, "kernel.tar.xz", "gcc.tar.gz") if origin == "debian" else ""
+            (out / "hashes").mkdir(parents=True, exist_ok=True)
+            buildroot.make_config(build, buildroot.merged(buildroot.defconfig(board).read_text(), lines))
+            command(tree / "support/scripts/check-dotconfig.py", build.config, out / "defconfig")
 
 
 CHECKS: dict[str, Callable[[], None]] = {
@@ -218,6 +247,8 @@ CHECKS: dict[str, Callable[[], None]] = {
     "checkpatch": check_checkpatch,
     "patches apply": check_patches,
     "fragments": check_fragments,
+    "check-package": check_package,
+    "defconfigs": check_defconfigs,
 }
 
 

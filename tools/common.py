@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,12 +121,20 @@ def copy_whole(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, busy: str, *, shared: bool = False) -> Iterator[None]:
-    """Hold a lock file; when somebody else holds it, `busy` is the error. Ends with the process."""
+def locked(path: Path, busy: str, *, shared: bool = False, wait: float = 0) -> Iterator[None]:
+    """Hold a lock file; when somebody else holds it for longer than `wait` seconds, `busy` is the error.
+
+    Ends with the process.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait
     with path.open("a") as stream:
-        try:
-            fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(busy) from None
+        while True:
+            try:
+                fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise UserError(busy) from None
+            time.sleep(0.5)
         yield

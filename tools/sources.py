@@ -24,7 +24,7 @@ import jinja2
 import yaml
 
 from tools import debian, toolchain
-from tools.common import ROOT, UserError, display, run, say, sha256, write_whole
+from tools.common import ROOT, UserError, display, locked, run, say, sha256, write_whole
 
 FOLDER = ROOT / "br2-external/sources"
 MANIFEST = FOLDER / "debian.yaml"
@@ -32,6 +32,8 @@ MANIFEST = FOLDER / "debian.yaml"
 LINUX_HASH = ROOT / "patches/linux/linux.hash"
 ARCHIVE_INDEX = "arm-pmem-sources.json"
 TRIES = 3
+# How long one make waits for another to fetch what both need, in seconds
+STORE_LIMIT = 900
 # apt warns where its own user cannot enter the folder: it need not.
 APT_HELPER = ["/usr/lib/apt/apt-helper", "-o", "APT::Sandbox::User=root"]
 
@@ -381,8 +383,28 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
+def fragment(store: Path, out: Path, kernel: str, compiler: str) -> str:
+    """The lines of a defconfig which say where everything comes from."""
+    return render(
+        "debian.config.j2",
+        site=store / "site",
+        toolchain=compiler,
+        downloads=store / "dl",
+        override_file=out / "sources.mk",
+        hashes=out / "hashes",
+        kernel=kernel,
+    )
+
+
 def prepare(store: Path, tree: Path, out: Path, kernel_line: str, *, offline: bool) -> Prepared:
     """Lay out all inputs; returns the lines which the defconfig gets in addition."""
+    # Two boards may be built side by side, and the store is one.
+    busy = f"another make has been fetching sources to {store} for {STORE_LIMIT} s: wait until that has ended"
+    with locked(store / ".lock", busy, wait=STORE_LIMIT):
+        return lay_out(store, tree, out, kernel_line, offline)
+
+
+def lay_out(store: Path, tree: Path, out: Path, kernel_line: str, offline: bool) -> Prepared:
     if offline:
         manifest = packed_manifest(store)
         kernel, compiler = packed_tarballs(store)
@@ -410,17 +432,7 @@ def prepare(store: Path, tree: Path, out: Path, kernel_line: str, *, offline: bo
     text = render("debian.mk.j2", overrides=overrides, tools=tools)
     if not override_file.exists() or override_file.read_text() != text:
         write_whole(override_file, text)
-    hashes = out / "hashes"
-    kernel_hash(kernel, hashes)
-    fragment = render(
-        "debian.config.j2",
-        site=store / "site",
-        toolchain=compiler.name,
-        downloads=store / "dl",
-        override_file=override_file,
-        hashes=hashes,
-        kernel=kernel.name,
-    )
+    kernel_hash(kernel, out / "hashes")
     origin = {
         "kernel": kernel.name,
         "toolchain": json.loads((store / "site/toolchain.json").read_text())["packages"],
@@ -428,7 +440,7 @@ def prepare(store: Path, tree: Path, out: Path, kernel_line: str, *, offline: bo
         "override": {one.name: one.version for one in manifest.overrides},
         "tool": sorted(one.package for one in manifest.tools),
     }
-    return Prepared(fragment, origin)
+    return Prepared(fragment(store, out, kernel.name, compiler.name), origin)
 
 
 # --- the archive -----------------------------------------------------------------------------

@@ -157,7 +157,7 @@ def legacy_image(data: bytes) -> bool:
         return False
     header = data[:4] + bytes(4) + data[8:64]
     head_crc, size, data_crc = (struct.unpack_from(">I", data, at)[0] for at in (4, 12, 24))
-    return zlib.crc32(header) == head_crc and zlib.crc32(data[64 : 64 + size]) == data_crc
+    return bool(zlib.crc32(header) == head_crc and zlib.crc32(data[64 : 64 + size]) == data_crc)
 
 
 def environment(data: bytes) -> dict[str, str]:

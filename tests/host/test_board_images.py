@@ -167,7 +167,9 @@ def test_u_boot_knows_the_board(board: Board, loader: dict[int, bytes]) -> None:
     assert any(said.search(data) for data in loader.values())
 
 
-def test_u_boot_does_not_load_into_the_regions(tree: Tree, card: Card, entry: dict[str, str], loader: dict[int, bytes]) -> None:
+def test_u_boot_does_not_load_into_the_regions(
+    tree: Tree, card: Card, entry: dict[str, str], loader: dict[int, bytes]
+) -> None:
     variables: dict[str, str] = {}
     for data in loader.values():
         variables |= environment(data)

@@ -59,7 +59,7 @@ def test_a_clone_is_made_once(repository: Path, own_cache: Path, monkeypatch: py
     assert tree == own_cache / f"buildroot-{VERSION}"
     shutil.rmtree(repository)
     assert buildroot.find_tree() == tree
-    assert os.listdir(own_cache) == [tree.name]
+    assert sorted(os.listdir(own_cache)) == [".clone.lock", tree.name]
 
 
 def test_a_named_tree_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_a_repository_without_the_release_is_named(
     monkeypatch.setenv("BUILDROOT_URL", str(repository))
     with pytest.raises(UserError, match=f"has no tag {VERSION}: name one with BUILDROOT_URL="):
         buildroot.find_tree()
-    assert not own_cache.exists() or os.listdir(own_cache) == []
+    assert os.listdir(own_cache) == [".clone.lock"]
 
 
 def test_a_tag_with_another_release_behind_it_leaves_nothing(
@@ -102,7 +102,7 @@ def test_a_tag_with_another_release_behind_it_leaves_nothing(
     monkeypatch.setenv("BUILDROOT_URL", str(repository))
     with pytest.raises(UserError, match=f"the tag {VERSION} at .* holds Buildroot 2020.02"):
         buildroot.find_tree()
-    assert os.listdir(own_cache) == []
+    assert os.listdir(own_cache) == [".clone.lock"]
 
 
 def configured(image: str, tmp_path: Path, origin: str = "debian") -> build.Configured:
@@ -137,6 +137,7 @@ def test_unknown_sources_are_named(tmp_path: Path, origin: str) -> None:
 def test_a_fragment_takes_the_place_of_the_defconfigs_lines() -> None:
     text = buildroot.merged("# why\nBR2_A=y\nBR2_B=y\n", "# BR2_A is not set\nBR2_C=y\n")
     assert text == "# why\nBR2_B=y\n# BR2_A is not set\nBR2_C=y\n"
+    assert buildroot.merged('BR2_A="x"\nBR2_B=y\n', "# BR2_A is not set\n") == "BR2_B=y\n"
 
 
 def a_build(tmp_path: Path, granted: str) -> buildroot.Build:
@@ -188,6 +189,39 @@ def test_all_common_fragments_are_in_each_defconfig() -> None:
         line = re.search(r"(?m)^BR2_LINUX_KERNEL_CONFIG_FRAGMENT_FILES=.*$", buildroot.defconfig(one).read_text())
         assert line
         assert all(f"board/common/{name}" in line[0] for name in common)
+
+
+def test_every_download_of_every_board_has_a_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SOURCES=upstream cannot be run where there is no network: what it would fetch, and check, is looked at."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    tree = sources.cache_folder() / f"buildroot-{VERSION}"
+    if not tree.is_dir():
+        pytest.skip("Buildroot's tree is not on this machine: `make` clones it")
+    folders = [tree / name for name in ("package", "boot", "linux", "toolchain")] + [
+        ROOT / "br2-external",
+        ROOT / "patches",
+    ]
+    known: set[str] = set()
+    for folder in folders:
+        for path in folder.rglob("*.hash"):
+            known |= {fields[2] for fields in map(str.split, path.read_text().splitlines()) if len(fields) == 3}
+    for one in boards.boards():
+        made = buildroot.Build(one, "6.1", tmp_path / one.name, tree, "upstream", tmp_path)
+        buildroot.make_config(made, buildroot.defconfig(one).read_text())
+        assert "BR2_DOWNLOAD_FORCE_CHECK_HASHES=y" in made.config.read_text()
+        told = subprocess.run(
+            made.command("--silent", "show-info"),
+            env=made.environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        packages = json.loads(told.stdout)
+        files = [file for package in packages.values() for file in package.get("downloads", [])]
+        wanted = {file["source"] for file in files if not file["uris"][0].startswith("local+")}
+        assert {"linux-6.1.183.tar.xz", "ndctl-81.tar.gz"} <= wanted
+        assert wanted - known == set()
 
 
 # --- errors of a build -------------------------------------------------------------------------
