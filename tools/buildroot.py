@@ -196,7 +196,12 @@ def configure(build: Build) -> None:
     fragment, origin = "", {"sources": build.sources}
     if build.sources != "upstream":
         prepared = sources.prepare(
-            build.store, build.tree, build.out, build.kernel, offline=build.sources.startswith("archive")
+            build.store,
+            build.tree,
+            build.out,
+            build.kernel,
+            global_patches(source),
+            offline=build.sources.startswith("archive"),
         )
         fragment = prepared.fragment
         origin |= prepared.origin
@@ -217,6 +222,10 @@ def configure(build: Build) -> None:
     make_config(build, wanted)
     check_granted(build, wanted, source)
     write_whole(stamp, json.dumps({"inputs": inputs, "made": sha256(build.config)}))
+
+
+def global_patches(defconfig_file: Path) -> str:
+    return assignments(defconfig_file.read_text()).get("BR2_GLOBAL_PATCH_DIR", '""').strip('"')
 
 
 def make_config(build: Build, wanted: str) -> None:
@@ -289,10 +298,13 @@ def parts(build: Build) -> dict[str, str]:
                 found += sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
         return found
 
+    def global_files(package: str) -> list[Path]:
+        return [one for one in files("BR2_GLOBAL_PATCH_DIR") if one.parent.name == package]
+
     external = [EXTERNAL / "external.mk"]
     inputs: dict[str, list[Path]] = {
         "linux": [*files("BR2_LINUX_KERNEL_PATCH", "BR2_LINUX_KERNEL_CONFIG_FRAGMENT_FILES"), *external],
-        "uboot": [*files("BR2_TARGET_UBOOT_CONFIG_FRAGMENT_FILES"), *external],
+        "uboot": [*files("BR2_TARGET_UBOOT_CONFIG_FRAGMENT_FILES"), *external, *global_files("uboot")],
         "daxprobe": sorted((ROOT / "tests/daxprobe").glob("*.*")),
     }
     for folder in sorted((EXTERNAL / "package").iterdir()):

@@ -233,7 +233,10 @@ def check_defconfigs() -> None:
         for origin in ("upstream", "debian"):
             out = OUTPUT / "check" / f"buildroot-{board.name}-{origin}"
             build = buildroot.Build(board, kernel_lines()[0], out, tree, origin, OUTPUT / "check/store")
-            lines = sources.fragment(build.store, out, "kernel.tar.xz", "gcc.tar.gz") if origin == "debian" else ""
+            lines = ""
+            if origin == "debian":
+                patches = buildroot.global_patches(buildroot.defconfig(board))
+                lines = sources.fragment(build.store, out, "kernel.tar.xz", "gcc.tar.gz", patches)
             (out / "hashes").mkdir(parents=True, exist_ok=True)
             buildroot.make_config(build, buildroot.merged(buildroot.defconfig(board).read_text(), lines))
             command(tree / "support/scripts/check-dotconfig.py", build.config, out / "defconfig")

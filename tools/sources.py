@@ -383,8 +383,8 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def fragment(store: Path, out: Path, kernel: str, compiler: str) -> str:
-    """The lines of a defconfig which say where everything comes from."""
+def fragment(store: Path, out: Path, kernel: str, compiler: str, patches: str) -> str:
+    """The lines of a defconfig which say where everything comes from; `patches` is its BR2_GLOBAL_PATCH_DIR."""
     return render(
         "debian.config.j2",
         site=store / "site",
@@ -393,18 +393,19 @@ def fragment(store: Path, out: Path, kernel: str, compiler: str) -> str:
         override_file=out / "sources.mk",
         hashes=out / "hashes",
         kernel=kernel,
+        patches=patches,
     )
 
 
-def prepare(store: Path, tree: Path, out: Path, kernel_line: str, *, offline: bool) -> Prepared:
+def prepare(store: Path, tree: Path, out: Path, kernel_line: str, patches: str, *, offline: bool) -> Prepared:
     """Lay out all inputs; returns the lines which the defconfig gets in addition."""
     # Two boards may be built side by side, and the store is one.
     busy = f"another make has been fetching sources to {store} for {STORE_LIMIT} s: wait until that has ended"
     with locked(store / ".lock", busy, wait=STORE_LIMIT):
-        return lay_out(store, tree, out, kernel_line, offline)
+        return lay_out(store, tree, out, kernel_line, patches, offline)
 
 
-def lay_out(store: Path, tree: Path, out: Path, kernel_line: str, offline: bool) -> Prepared:
+def lay_out(store: Path, tree: Path, out: Path, kernel_line: str, patches: str, offline: bool) -> Prepared:
     if offline:
         manifest = packed_manifest(store)
         kernel, compiler = packed_tarballs(store)
@@ -440,7 +441,7 @@ def lay_out(store: Path, tree: Path, out: Path, kernel_line: str, offline: bool)
         "override": {one.name: one.version for one in manifest.overrides},
         "tool": sorted(one.package for one in manifest.tools),
     }
-    return Prepared(fragment(store, out, kernel.name, compiler.name), origin)
+    return Prepared(fragment(store, out, kernel.name, compiler.name, patches), origin)
 
 
 # --- the archive -----------------------------------------------------------------------------
