@@ -200,14 +200,19 @@ def apply_by_git(tree: Path, repository: Repository, patches: Series) -> None:
 def check_fragments() -> None:
     """Every request of every board and variant is granted by the patched kernel."""
     variants = sorted(path.stem for path in (ROOT / "board/common/variants").glob("*.config"))
-    for board in boards():
-        for variant in ((), *((one,) for one in variants)):
-            files = fragments.for_kernel(board.kernel_fragment, variant)
-            fragments.read(files)
-            for repository, patches in kernel_sources():
-                source = repository.prepare(patches)
+    jobs = []
+    for repository, patches in kernel_sources():
+        source = repository.prepare(patches)
+        for board in boards():
+            for variant in ((), *((one,) for one in variants)):
+                files = fragments.for_kernel(board.kernel_fragment, variant)
+                fragments.read(files)
                 build = OUTPUT / "check" / "-".join([board.name, repository.kernel, *variant])
-                Kernel(source, build, epoch=0, localversion="").configure(files)
+                jobs.append((Kernel(source, build, epoch=0, localversion=""), files))
+    # The first one alone: what make writes into the source tree is then there for all.
+    jobs[0][0].configure(jobs[0][1])
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(lambda job: job[0].configure(job[1]), jobs[1:]))
 
 
 def buildroot_tree() -> Path:
