@@ -50,6 +50,14 @@ def archives() -> list[Archive]:
     return [found.pop(SUITE), *found.values()]
 
 
+def installed(package: str) -> str:
+    """The version of a package on this machine; '' where there is none, or no dpkg."""
+    try:
+        return run(["dpkg-query", "--show", "--showformat", "${Version}", package], what=package).strip()
+    except UserError:
+        return ""
+
+
 def download(packages: Sequence[str], folder: Path) -> list[Path]:
     """The .deb files of packages (name or name:arch) into a folder, verified by apt.
 

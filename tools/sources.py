@@ -439,7 +439,7 @@ def lay_out(store: Path, tree: Path, out: Path, kernel_line: str, patches: str, 
         "toolchain": json.loads((store / "site/toolchain.json").read_text())["packages"],
         "identical": {one.name: one.file.name for one in manifest.identical},
         "override": {one.name: one.version for one in manifest.overrides},
-        "tool": sorted(one.package for one in manifest.tools),
+        "tool": {one.name: f"{one.package}={debian.installed(one.package)}" for one in manifest.tools},
     }
     return Prepared(fragment(store, out, kernel.name, compiler.name, patches), origin)
 

@@ -215,6 +215,11 @@ def test_another_kernel_is_used_with_a_note(tmp_path: Path, capsys: pytest.Captu
     assert (tmp_path / "hashes/linux/linux.hash").read_text() == f"sha256  {sha256(b'newer')}  {kernel.name}\n"
 
 
+def test_an_installed_tool_is_told_with_its_version() -> None:
+    assert re.match(r"\d", debian.installed("dpkg"))
+    assert debian.installed("no-such-package") == ""
+
+
 # --- one tar -----------------------------------------------------------------------------------
 
 
