@@ -66,6 +66,10 @@ kernel: ## the kernel developer's loop: into output/kernel-6.1 (DEBUG=1, VARIANT
 sources-archive: ## all inputs of the Buildroot image in one tar, for SOURCES=archive:<tar>
 	@$(build) sources-archive $(options)
 
+.PHONY: sbom
+sbom: ## what the Buildroot image is made of, as CycloneDX: output/<board>/sbom.cdx.json
+	@$(build) sbom $(options)
+
 test: $(needed) test-host test-board ## all tests; builds the image first if there is none
 
 test-host: ## the tests that need no board

@@ -8,10 +8,11 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools import buildroot, fragments, rootfs, sources
+from tools import buildroot, fragments, rootfs, sbom, sources
 from tools.boards import Board, board, boards
 from tools.common import (
     CROSS_COMPILE,
@@ -318,6 +319,21 @@ def do_target(options: argparse.Namespace) -> None:
         buildroot.pass_through(found, options.target)
 
 
+def with_lock(options: argparse.Namespace, use: Callable[[buildroot.Build], object]) -> None:
+    """Something about the Buildroot image of the configured board, while nobody builds there."""
+    chosen = configured(options)
+    found = with_buildroot(chosen)
+    if found is None:
+        raise UserError(f"this is about the Buildroot image, and {display(chosen.out)} has the minimal one")
+    with locked(found.out / ".lock", f"{display(found.out)} is being built by another make: wait until that has ended"):
+        use(found)
+
+
+def do_sbom(options: argparse.Namespace) -> None:
+    """What the image is made of, as CycloneDX."""
+    with_lock(options, sbom.write)
+
+
 def do_sources_archive(options: argparse.Namespace) -> None:
     """All inputs of a Buildroot build in one tar."""
     kernel = options.kernel or DEFAULT_KERNEL
@@ -390,6 +406,7 @@ def main() -> int:
         "kernel": do_kernel,
         "target": do_target,
         "sources-archive": do_sources_archive,
+        "sbom": do_sbom,
         "clean": do_clean,
         "distclean": do_distclean,
     }.items():
