@@ -385,7 +385,10 @@ def run_make(build: Build, words: list[str], log: Path) -> None:
 
 def cause(lines: list[str]) -> str:
     """The most telling line of a failed build: our own error, a compiler's, or make's."""
-    for pattern in (r"^error: ", r"No space left on device", r"^ERROR: ", r"\berror:", r"undefined reference"):
+    for pattern in (
+        *(r"^error: ", r"No space left on device", r"\bERROR: ", r"\berror:", r"undefined reference"),
+        r"\*\*\* \[",
+    ):
         for line in lines:
             if re.search(pattern, line):
                 return line.strip().removeprefix("error: ")

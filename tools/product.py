@@ -139,6 +139,11 @@ def compile_overlay(chosen: Board, images: Path) -> None:
 
 def disk_images(description: Path, images: Path, build: Path) -> None:
     """genimage's images, and a bmap of each disk: which of its blocks hold anything."""
+    # The time stamps of what is copied into a file system are part of it.
+    epoch = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
+    for path in images.iterdir():
+        if epoch and path.is_file():
+            os.utime(path, (epoch, epoch))
     with tempfile.TemporaryDirectory(dir=build, prefix="genimage-") as name:
         work = Path(name)
         (work / "root").mkdir()

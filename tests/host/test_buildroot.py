@@ -184,7 +184,7 @@ def test_every_board_has_a_defconfig_that_names_its_own_files() -> None:
 
 
 def test_all_common_fragments_are_in_each_defconfig() -> None:
-    common = {path.name for path in (ROOT / "board/common").glob("*.config")} - {"busybox.config"}
+    common = {path.name for path in (ROOT / "board/common").glob("*.config")}
     for one in boards.boards():
         line = re.search(r"(?m)^BR2_LINUX_KERNEL_CONFIG_FRAGMENT_FILES=.*$", buildroot.defconfig(one).read_text())
         assert line
