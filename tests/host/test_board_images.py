@@ -31,6 +31,8 @@ from tools.boards import Board, boards
 IMAGE = "sdcard.img"
 # The regions are mapped into the vmalloc space, which is 240 MiB.
 VMALLOC = 240 << 20
+# More than U-Boot takes at the end of RAM on any of these boards: 32 MiB of heap, 16 of stack, itself
+U_BOOT = 64 << 20
 # Where the ROMs read their loader; the STM32MP1's looks for partitions whose names begin with fsbl.
 ROM_PLACE = {"allwinner": 8 << 10, "imx": 1 << 10}
 
@@ -259,3 +261,12 @@ def test_a_region_lies_in_ram(tree: Tree) -> None:
     if not ram:
         pytest.skip("this device tree leaves it to the boot loader to say where RAM is")
     assert [region for region in tree.pmem() if not any(region.inside(one) for one in ram)] == []
+
+
+def test_a_region_is_clear_of_the_end_of_ram(tree: Tree) -> None:
+    """There U-Boot moves itself, with its heap and stack."""
+    ram = tree.memory()
+    if not ram:
+        pytest.skip("this device tree leaves it to the boot loader to say where RAM is")
+    ends = [Range(one.end - U_BOOT, U_BOOT) for one in ram]
+    assert [(a, b) for a in tree.pmem() for b in ends if a.meets(b)] == []
