@@ -136,7 +136,7 @@ def build_in(product: Product, repository: Repository, source: Path, patches: Se
 def publish(images: Path, files: dict[str, Path], manifest: str) -> None:
     """Fill images/. The manifest comes last: where there is one, the files beside it belong together."""
     target = images / "manifest.json"
-    clear_other(images, "minimal")
+    clear_other(images.parent, "minimal")
     if not (target.exists() and target.read_text() == manifest):
         target.unlink(missing_ok=True)
     for name, path in files.items():
@@ -144,11 +144,15 @@ def publish(images: Path, files: dict[str, Path], manifest: str) -> None:
     write_whole(target, manifest)
 
 
-def clear_other(images: Path, kind: str) -> None:
+def clear_other(out: Path, kind: str) -> None:
     """Images of the other kind must not lie beside those of this one."""
-    manifest = images / "manifest.json"
-    if not manifest.exists() or json.loads(manifest.read_text())["image"] != kind:
-        shutil.rmtree(images, ignore_errors=True)
+    marker = out / ".arm-pmem-image"
+    if marker.exists() and marker.read_text() != kind:
+        shutil.rmtree(out / "images", ignore_errors=True)
+        # Buildroot thinks that what it installed there once is there.
+        for stamp in out.glob("build/*/.stamp_images_installed"):
+            stamp.unlink()
+    write_whole(marker, kind)
 
 
 def compile_overlay(product: Product) -> Path:
@@ -300,7 +304,7 @@ def build_product(found: buildroot.Build) -> None:
     start = time.monotonic()
     busy = f"{display(found.out)} is being built by another make: wait until that has ended"
     with locked(found.out / ".lock", busy):
-        clear_other(found.out / "images", "buildroot")
+        clear_other(found.out, "buildroot")
         buildroot.build_images(found)
     budget(found.out, time.monotonic() - start)
 

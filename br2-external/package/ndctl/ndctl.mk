@@ -19,6 +19,7 @@ NDCTL_CONF_OPTS = \
 	-Dasciidoctor=disabled \
 	-Dlibtracefs=disabled \
 	-Dsystemd=disabled \
+	-Dcxl=disabled \
 	-Dkeyutils=disabled \
 	-Dpoison=disabled \
 	-Dudev=disabled \
