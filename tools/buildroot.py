@@ -315,6 +315,12 @@ def parts(build: Build) -> dict[str, str]:
     if overrides.exists():
         for name, folder in re.findall(r"(?m)^([A-Z0-9_]+)_OVERRIDE_SRCDIR = (\S+)$", overrides.read_text()):
             keys[name.lower().replace("_", "-")] = folder
+    for folder in sorted((build.out / "build").glob("*-*/.stamp_configured")):
+        # Buildroot leaves a package as it is when its options change.
+        name = folder.parent.name.rpartition("-")[0]
+        options = rf"BR2_(PACKAGE|TARGET)_{sources.variable(name)}(_\w+)?"
+        mine = [f"{symbol}={value}" for symbol, value in config.items() if re.fullmatch(options, symbol)]
+        keys[f"{name} options"] = sha256("\n".join(mine).encode())
     return keys
 
 
@@ -323,7 +329,7 @@ def drop_stale(build: Build) -> None:
     stamp = build.out / ".arm-pmem-parts.json"
     known: dict[str, str] = json.loads(stamp.read_text()) if stamp.exists() else {}
     now = parts(build)
-    stale = [name for name, key in known.items() if now.get(name) != key]
+    stale = sorted({name.split()[0] for name, key in known.items() if now.get(name, key) != key})
     targets = [f"{name}-dirclean" for name in stale if list((build.out / "build").glob(f"{name}-[0-9c]*"))]
     if targets:
         say(f"changed since the last build, so built anew: {', '.join(stale)}")

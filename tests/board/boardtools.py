@@ -193,7 +193,7 @@ def find_regions(sh: Shell) -> list[Region]:
 MKFS = {
     "ext4": "mkfs.ext4 -q -F -b 4096",
     "ext2": "mkfs.ext2 -q -F -b 4096",
-    "xfs": "TEST_DIR=1 TEST_DEV=1 QA_CHECK_FS=1 mkfs.xfs -q -f -m reflink=0",
+    "xfs": "TEST_DIR=1 TEST_DEV=1 QA_CHECK_FS=1 mkfs.xfs -q -f -m reflink=0,rmapbt=0 -i nrext64=0",
 }
 FSCK = {"ext4": "e2fsck -f -n", "ext2": "e2fsck -f -n", "xfs": "xfs_repair -n"}
 
