@@ -31,6 +31,8 @@ MANIFEST = FOLDER / "debian.yaml"
 # The hash of the kernel source that was tested stands there, by Buildroot's rules.
 LINUX_HASH = ROOT / "patches/linux/linux.hash"
 ARCHIVE_INDEX = "arm-pmem-sources.json"
+# Where the host has the licence texts of what Debian's toolchain brings: the same source packages, made for the host
+RUNTIME_LICENCES = ("libc6", "libgcc-s1", "linux-libc-dev")
 TRIES = 3
 # How long one make waits for another to fetch what both need, in seconds
 STORE_LIMIT = 900
@@ -352,13 +354,19 @@ def tool_folder(one: Tool, store: Path) -> tuple[Path, list[str]]:
         programs.append(path)
     folder = store / "tools" / one.name
     folder.mkdir(parents=True, exist_ok=True)
-    licence = Path("/usr/share/doc") / one.package / "copyright"
-    text = licence.read_text(errors="replace") if licence.exists() else f"see the Debian package {one.package}\n"
-    if not (folder / "copyright").exists() or (folder / "copyright").read_text() != text:
-        write_whole(folder / "copyright", text)
+    keep_licence(one.package, folder / "copyright")
     if one.wrapper:
         shutil.copy2(FOLDER / one.wrapper, folder / one.wrapper)
     return folder, programs
+
+
+def keep_licence(package: str, target: Path) -> Path:
+    """The licence text of an installed package."""
+    licence = Path("/usr/share/doc") / package / "copyright"
+    text = licence.read_text(errors="replace") if licence.exists() else f"see the Debian package {package}\n"
+    if not target.exists() or target.read_text() != text:
+        write_whole(target, text)
+    return target
 
 
 # --- what a build is given -------------------------------------------------------------------
@@ -413,7 +421,13 @@ def lay_out(store: Path, tree: Path, out: Path, kernel_line: str, patches: str, 
         manifest = fetch_all(read_manifest(), store)
         kernel, compiler = kernel_tarball(kernel_line, store), toolchain_tarball(store)
     overrides = [
-        {"variable": variable(one.name), "folder": override_folder(one, store, tree), "set": one.set}
+        {
+            "variable": variable(one.name),
+            "folder": override_folder(one, store, tree),
+            "version": one.version,
+            "files": [file.pool for file in one.files],
+            "set": one.set,
+        }
         for one in manifest.overrides
     ]
     tools = []
@@ -423,6 +437,8 @@ def lay_out(store: Path, tree: Path, out: Path, kernel_line: str, patches: str, 
             {
                 "variable": variable(one.name),
                 "folder": folder,
+                "package": one.package,
+                "version": debian.installed(one.package),
                 "programs": programs,
                 "wrapper": one.wrapper,
                 "depends": one.depends,
@@ -430,13 +446,15 @@ def lay_out(store: Path, tree: Path, out: Path, kernel_line: str, patches: str, 
             }
         )
     override_file = out / "sources.mk"
-    text = render("debian.mk.j2", overrides=overrides, tools=tools)
+    packages = json.loads((store / "site/toolchain.json").read_text())["packages"]
+    licences = [keep_licence(name, store / "tools/toolchain" / f"{name}.copyright") for name in RUNTIME_LICENCES]
+    text = render("debian.mk.j2", overrides=overrides, tools=tools, toolchain=packages, licences=licences)
     if not override_file.exists() or override_file.read_text() != text:
         write_whole(override_file, text)
     kernel_hash(kernel, out / "hashes")
     origin = {
         "kernel": kernel.name,
-        "toolchain": json.loads((store / "site/toolchain.json").read_text())["packages"],
+        "toolchain": packages,
         "identical": {one.name: one.file.name for one in manifest.identical},
         "override": {one.name: one.version for one in manifest.overrides},
         "tool": {one.name: f"{one.package}={debian.installed(one.package)}" for one in manifest.tools},

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from toyline import ROOT
 
-from tools import common, debian, sources
+from tools import buildroot, common, debian, sources
 from tools.common import UserError, sha256
 from tools.sources import Identical, Manifest, Override, Pinned, Tool
 
@@ -184,17 +184,117 @@ def test_what_buildroot_is_given_of_a_tool_cannot_be_changed_by_its_package() ->
     tool = {
         "variable": "HOST_X",
         "folder": "/f",
+        "package": "x",
+        "version": "1-1",
         "programs": ["/usr/bin/x"],
         "wrapper": "",
         "depends": "",
         "hooks": False,
     }
-    text = sources.render("debian.mk.j2", overrides=[], tools=[tool])
-    makefile = f"{text}\nHOST_X_DEPENDENCIES += host-y\ndefine HOST_X_INSTALL_CMDS\n\tfalse\nendef\nall:\n\t@echo '[$(HOST_X_DEPENDENCIES)]'; echo '$(findstring false,$(HOST_X_INSTALL_CMDS))'\n"
+    text = sources.render("debian.mk.j2", overrides=[], tools=[tool], toolchain=[], licences=[])
+    makefile = f"{text}\nHOST_X_DEPENDENCIES += host-y\nHOST_X_EXTRACT_DEPENDENCIES += host-lzip\ndefine HOST_X_INSTALL_CMDS\n\tfalse\nendef\nall:\n\t@echo '[$(HOST_X_DEPENDENCIES)$(HOST_X_EXTRACT_DEPENDENCIES)]'; echo '$(findstring false,$(HOST_X_INSTALL_CMDS))'\n"
     done = subprocess.run(
         ["make", "-f", "-", "all"], input=makefile, capture_output=True, text=True, timeout=30, check=True
     )
     assert done.stdout.split() == ["[]"]
+
+
+# --- licences ----------------------------------------------------------------------------------
+
+TREE = sources.cache_folder() / f"buildroot-{buildroot.pin()[0]}"
+
+# What Buildroot has around the variables of a package whose licences are collected, and its own two lines for each
+# licence file (package/pkg-utils.mk).
+LEGAL = """
+Q = @
+override define sep
+
+
+endef
+legal-warning-pkg = echo "WARNING: $(1): $(2)" >>{work}/warnings
+X_RAWNAME = x
+X_PKGDIR = {work}/package
+X_DIR = {work}/build
+X_VERSION = custom
+X_BASENAME_RAW = x-custom
+X_HASH_FILES = {work}/package/x.hash
+X_LICENSE_FILES = COPYING lib/COPYING
+X_DL_VERSION := 2
+all: PKG = X
+all:
+	$(foreach hook,$(X_PRE_LEGAL_INFO_HOOKS),$(call $(hook))$(sep))
+	$(foreach F,$(X_LICENSE_FILES),support/download/check-hash $(X_DIR)/$(F) $(F) $(X_HASH_FILES)$(sep))
+	@echo '[$(X_DL_VERSION)] [$(X_ACTUAL_SOURCE_TARBALL)] [$(X_ACTUAL_SOURCE_SITE)]'
+"""
+
+
+def collect_licences(work: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """As `make x-legal-info` does it for an override, whose folder is work/source, built in work/build."""
+    one = {"variable": "X", "folder": work / "source", "version": "1:1-1", "files": ["main/x/x_1.tar.gz"]}
+    text = sources.render("debian.mk.j2", overrides=[{**one, "set": variables}], tools=[], toolchain=[], licences=[])
+    return subprocess.run(
+        ["make", "-f", "-", "all"],
+        cwd=TREE,
+        input=text + LEGAL.format(work=work),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def licences(tmp_path: Path) -> Path:
+    if not TREE.is_dir():
+        pytest.skip("no tree of Buildroot in the cache")
+    for place in ("source", "build"):
+        (tmp_path / place / "lib").mkdir(parents=True)
+        (tmp_path / place / "COPYING").write_text("ours")
+        (tmp_path / place / "lib/COPYING").write_text("same")
+    (tmp_path / "package").mkdir()
+    known = {"COPYING": b"Buildroot's", "lib/COPYING": b"same"}
+    text = "".join(f"sha256  {sha256(data)}  {name}\n" for name, data in known.items())
+    (tmp_path / "package/x.hash").write_text(text)
+    return tmp_path
+
+
+def test_a_licence_of_another_version_is_collected_with_a_warning(licences: Path) -> None:
+    done = collect_licences(licences)
+    assert done.returncode == 0, done.stderr
+    warned = "WARNING: x 1:1-1: COPYING is not as Buildroot knows it: see whether LICENSE is right\n"
+    assert (licences / "warnings").read_text() == warned
+    assert done.stdout.splitlines()[-1] == "[1:1-1] [x-custom.tar.gz] [Debian: main/x/x_1.tar.gz]"
+
+
+def test_a_licence_which_changed_since_the_source_was_laid_out_is_an_error(licences: Path) -> None:
+    (licences / "build/COPYING").write_text("edited")
+    done = collect_licences(licences)
+    assert done.returncode != 0
+    assert "ERROR: COPYING has wrong sha256 hash" in done.stderr
+
+
+def test_a_licence_file_that_is_not_there_is_an_error(licences: Path) -> None:
+    (licences / "source/lib/COPYING").unlink()
+    done = collect_licences(licences)
+    assert done.returncode != 0
+    assert "lib/COPYING: No such file" in done.stderr
+
+
+def test_the_manifest_can_name_other_licence_files(licences: Path) -> None:
+    (licences / "source/lib/COPYING").unlink()
+    assert collect_licences(licences, LICENSE_FILES="COPYING").returncode == 0
+
+
+def test_the_licence_of_an_installed_package_is_kept(tmp_path: Path) -> None:
+    assert "GPL" in sources.keep_licence("dpkg", tmp_path / "a").read_text()
+    assert (
+        sources.keep_licence("no-such-package", tmp_path / "b").read_text()
+        == "see the Debian package no-such-package\n"
+    )
+
+
+def test_the_toolchains_licences_are_on_a_debian_host() -> None:
+    assert all((Path("/usr/share/doc") / name / "copyright").exists() for name in sources.RUNTIME_LICENCES)
 
 
 # --- the kernel's hash -------------------------------------------------------------------------
