@@ -66,9 +66,14 @@ kernel: ## the kernel developer's loop: into output/kernel-6.1 (DEBUG=1, VARIANT
 sources-archive: ## all inputs of the Buildroot image in one tar, for SOURCES=archive:<tar>
 	@$(build) sources-archive $(options)
 
-.PHONY: sbom
+.PHONY: sbom cve
 sbom: ## what the Buildroot image is made of, as CycloneDX: output/<board>/sbom.cdx.json
 	@$(build) sbom $(options)
+
+# NVD=<folder>: where NVD's data is, read by tools/cve.py
+export NVD
+cve: ## which known CVEs name a version of it: output/<board>/cve.cdx.json (NVD=<folder>, no network is used)
+	@$(build) cve $(options)
 
 test: $(needed) test-host test-board ## all tests; builds the image first if there is none
 

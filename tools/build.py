@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools import buildroot, fragments, rootfs, sbom, sources
+from tools import buildroot, cve, fragments, rootfs, sbom, sources
 from tools.boards import Board, board, boards
 from tools.common import (
     CROSS_COMPILE,
@@ -338,6 +338,11 @@ def do_sbom(options: argparse.Namespace) -> None:
     with_lock(options, sbom.write)
 
 
+def do_cve(options: argparse.Namespace) -> None:
+    """Which known CVEs name a version that the image is made of."""
+    with_lock(options, cve.write)
+
+
 def do_sources_archive(options: argparse.Namespace) -> None:
     """All inputs of a Buildroot build in one tar."""
     kernel = options.kernel or DEFAULT_KERNEL
@@ -411,6 +416,7 @@ def main() -> int:
         "target": do_target,
         "sources-archive": do_sources_archive,
         "sbom": do_sbom,
+        "cve": do_cve,
         "clean": do_clean,
         "distclean": do_distclean,
     }.items():

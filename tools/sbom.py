@@ -19,9 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cyclonedx.schema import SchemaVersion, _res
-from cyclonedx.validation.json import JsonStrictValidator
-
 from tools import buildroot, product, sources
 from tools.common import ROOT, UserError, display, run, say, write_whole
 from tools.source import NO_SERIES, Series, series
@@ -267,6 +264,10 @@ def sealed(document: Document) -> str:
 
 
 def validate(text: str) -> None:
+    # Only here: all of tools.build would wait for it.
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
     error = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
     if error:
         # its first line is the message; a whole schema follows
@@ -295,6 +296,8 @@ def show_info(build: buildroot.Build) -> Document:
 
 
 def generate(build: buildroot.Build, info: Document, known: Facts) -> Document:
+    from cyclonedx.schema import _res
+
     with tempfile.TemporaryDirectory() as name:
         schema = Path(name) / SPDX_NAME
         schema.parent.mkdir()
