@@ -66,7 +66,7 @@ kernel: ## the kernel developer's loop: into output/kernel-6.1 (DEBUG=1, VARIANT
 sources-archive: ## all inputs of the Buildroot image in one tar, for SOURCES=archive:<tar>
 	@$(build) sources-archive $(options)
 
-.PHONY: sbom cve
+.PHONY: sbom cve repro-check
 sbom: ## what the Buildroot image is made of, as CycloneDX: output/<board>/sbom.cdx.json
 	@$(build) sbom $(options)
 
@@ -74,6 +74,9 @@ sbom: ## what the Buildroot image is made of, as CycloneDX: output/<board>/sbom.
 export NVD
 cve: ## which known CVEs name a version of it: output/<board>/cve.cdx.json (NVD=<folder>, no network is used)
 	@$(build) cve $(options)
+
+repro-check: ## build the same commit twice, in two folders, and compare the images: hours
+	@$(PYTHON) -m tools.repro $(options)
 
 test: $(needed) test-host test-board ## all tests; builds the image first if there is none
 

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`make repro-check`: the same commit, built in two folders, gives the same bytes; or the files which differ are named."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tools import build, buildroot
+from tools.common import OUTPUT, ROOT, UserError, display, entry, run, say, sha256
+
+FOLDER = OUTPUT / "repro"
+# Paths of different length: one that gets into a file moves what is behind it.
+PLACES = ("1", "a-second-folder-with-a-longer-name")
+# For one build, and for diffoscope on one file, in seconds
+BUILD_LIMIT = 6 * 3600
+DIFF_LIMIT = 600
+# What two builds and what they are made from take of the disk, in GiB
+ROOM = 12
+
+
+# --- comparing ---------------------------------------------------------------------------------
+
+
+def manifest(images: Path) -> dict[str, object]:
+    path = images / "manifest.json"
+    try:
+        content: dict[str, object] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): the build is not whole") from error
+    return content
+
+
+def hashes(images: Path) -> dict[str, str]:
+    """sha256 by file name, as the manifest has them; a file must be what the manifest says."""
+    files = manifest(images)["files"]
+    assert isinstance(files, dict)
+    for name, facts in files.items():
+        path = images / name
+        if not path.is_file() or sha256(path) != facts["sha256"]:
+            raise UserError(f"{path} is not what its manifest.json says: something wrote there after the build")
+    return {name: facts["sha256"] for name, facts in files.items()}
+
+
+def compare(first: Path, second: Path) -> dict[str, str]:
+    """What differs between two folders of images: how, by file name."""
+    one, two = hashes(first), hashes(second)
+    found = dict.fromkeys(sorted(one.keys() ^ two.keys()), "only in one of the builds")
+    found |= {name: "differs" for name in sorted(one.keys() & two.keys()) if one[name] != two[name]}
+    others = [manifest(folder) for folder in (first, second)]
+    keys = sorted({key for other in others for key in other if key != "files"})
+    wrong = [key for key in keys if others[0].get(key) != others[1].get(key)]
+    if wrong:
+        found["manifest.json"] = f"differs in {', '.join(wrong)}"
+    return found
+
+
+def explain(first: Path, second: Path, names: Sequence[str], reports: Path) -> None:
+    """diffoscope's report on each file that both builds have."""
+    if shutil.which("diffoscope") is None:
+        say("diffoscope is not installed, so nothing says in what they differ: `apt-get install diffoscope-minimal`")
+        return
+    for name in names:
+        one, two = first / name, second / name
+        if not (one.exists() and two.exists()):
+            continue
+        report = reports / f"{name}.txt"
+        say(f"diffoscope on {name} (at most {DIFF_LIMIT} s)")
+        status = bounded(["diffoscope", "--no-progress", "--text", report, one, two], reports, os.environ, DIFF_LIMIT)
+        if report.exists():
+            say(f"  {display(report)}")
+        else:
+            say(f"  no report: {f'no end after {DIFF_LIMIT} s' if status is None else f'exit status {status}'}")
+
+
+# --- building ----------------------------------------------------------------------------------
+
+
+def bounded(command: Sequence[str | Path], cwd: Path, env: Mapping[str, str], limit: float) -> int | None:
+    """A command's exit status, or None when it had to be ended with all that it started."""
+    process = subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        return process.wait(timeout=limit)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    # SIGINT: tools.build ends the Buildroot which it started, too.
+    for number in (signal.SIGINT, signal.SIGKILL):
+        if process.poll() is not None:
+            return
+        os.killpg(process.pid, number)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            pass
+
+
+def clone(place: Path) -> str:
+    """HEAD of this repository, whatever is edited here; returns the commit."""
+    commit = run(["git", "rev-parse", "HEAD"], cwd=ROOT, what="git").strip()
+    run(["git", "clone", "--quiet", "--no-checkout", ROOT, place], what=f"{display(ROOT)} cannot be cloned")
+    run(["git", "checkout", "--quiet", "--detach", commit], cwd=place, what="git checkout")
+    (place / ".venv").symlink_to(ROOT / ".venv")
+    return commit
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not buildroot.FOREIGN.fullmatch(name)}
+    # The second build must not be handed the first one's objects.
+    return kept | {"CCACHE_DISABLE": "1"}
+
+
+def build_in(place: Path, chosen: build.Configured) -> Path:
+    """Builds in a clone what is configured here; returns its images."""
+    kind, _, archive = chosen.sources.partition(":")
+    origin = f"archive:{Path(archive).absolute()}" if kind == "archive" else chosen.sources
+    words = [f"KERNEL={chosen.kernel}", f"IMAGE={chosen.image}", f"SOURCES={origin}"]
+    for command in (["make", f"{chosen.board.name}_defconfig", *words], ["make"]):
+        status = bounded(command, place, environment(), BUILD_LIMIT)
+        if status is None:
+            raise UserError(f"no end of `{command[0]}` in {display(place)} after {BUILD_LIMIT} s")
+        if status:
+            raise UserError(f"the build in {display(place)} failed: see above")
+    return place / "output" / chosen.board.name / "images"
+
+
+def check(chosen: build.Configured) -> None:
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir(parents=True)
+    free = shutil.disk_usage(FOLDER).free >> 30
+    if free < ROOM:
+        raise UserError(f"two builds need {ROOM} GiB of disk, and {display(OUTPUT)} has {free}: make room first")
+    if run(["git", "status", "--porcelain"], cwd=ROOT, what="git").strip():
+        say("note: what is not committed here is not a part of it")
+    images = []
+    for number, name in enumerate(PLACES, 1):
+        start = time.monotonic()
+        commit = clone(FOLDER / name)
+        say(f"build {number} of {len(PLACES)}: {chosen.board.name} at {commit[:12]} in {display(FOLDER / name)}")
+        images.append(build_in(FOLDER / name, chosen))
+        say(f"build {number} of {len(PLACES)} took {time.monotonic() - start:.0f} s")
+    conclude(*images)
+
+
+def conclude(first: Path, second: Path) -> None:
+    found = compare(first, second)
+    count = len(hashes(first).keys() | hashes(second).keys())
+    if found:
+        for name, how in found.items():
+            say(f"{name}: {how}")
+        explain(first, second, [name for name in found if name != "manifest.json"], FOLDER)
+        raise UserError(
+            f"two builds of the same commit are not the same: {', '.join(found)}; both are left in {display(FOLDER)}"
+        )
+    shutil.rmtree(FOLDER)
+    say(f"both builds are the same: {count} files, byte for byte")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tools.repro", description=__doc__)
+    for name in ("board", "kernel", "image", "sources"):
+        parser.add_argument(f"--{name}", default="")
+    parser.add_argument("--out", type=build.out_folder, default=None)
+    check(build.configured(parser.parse_args()))
+    return 0
+
+
+if __name__ == "__main__":
+    entry(main)
