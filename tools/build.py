@@ -372,7 +372,7 @@ def do_clean(options: argparse.Namespace) -> None:
     """Remove what was built; kernel sources and fetched packages stay."""
     made = [OUTPUT / one.name for one in boards()]
     made += [path for path in OUTPUT.glob("*/") if path.name.startswith("kernel-")]
-    made += [OUTPUT / "check", OUTPUT / "test", *([options.out] if options.out else [])]
+    made += [OUTPUT / "check", OUTPUT / "test", OUTPUT / "repro", *([options.out] if options.out else [])]
     for path in made:
         if (path / "images").is_dir() or path.parent == OUTPUT:
             shutil.rmtree(path, ignore_errors=True)

@@ -49,7 +49,7 @@ def errors(done: subprocess.CompletedProcess[str]) -> str:
 def test_help_shows_every_target() -> None:
     shown = make("help").stdout
     makefile = (ROOT / "Makefile").read_text()
-    phony = re.findall(r"(?m)^\.PHONY: (.*)$", makefile)[0].split()
+    phony = " ".join(re.findall(r"(?m)^\.PHONY: (.*)$", makefile)).split()
     assert all(re.search(rf"(?m)^  {target} ", shown) for target in phony), shown
     assert "<board>_defconfig" in shown
 
@@ -107,6 +107,17 @@ def test_make_without_a_configured_board_says_what_to_run(tmp_path: Path) -> Non
     done = make(f"O={tmp_path / 'out'}")
     assert re.search(r"no board is configured in .*/out: run `make board_defconfig`.* first", errors(done))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_lists_of_an_image_are_about_the_buildroot_image(tmp_path: Path) -> None:
+    out = f"O={tmp_path / 'out'}"
+    assert make("board_defconfig", "IMAGE=minimal", out).returncode == 0
+    for target in ("sbom", "cve"):
+        assert "this is about the Buildroot image, and " in errors(make(target, out))
+
+
+def test_a_reproducibility_check_wants_a_configured_board(tmp_path: Path) -> None:
+    assert "no board is configured in " in errors(make("repro-check", f"O={tmp_path / 'out'}"))
 
 
 def test_an_unknown_variant_lists_the_known_ones() -> None:
