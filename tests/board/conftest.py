@@ -137,6 +137,9 @@ def _shell(strategy: Any, request: pytest.FixtureRequest) -> Iterator[Shell]:
     except boardlib.BoardError as exc:
         # A board that has never come up: there is nothing to test.
         pytest.exit(f"{type(exc).__name__}: {exc}", returncode=3)
+    # The tests make and mount file systems themselves, after a reset too; where the root file system forgets, the
+    # kernel's command line says the same.
+    shell("[ ! -e /etc/default/pmem ] || { sed -i 's/^PMEM_MOUNT=.*/PMEM_MOUNT=no/' /etc/default/pmem && sync; }")
     log = request.config.stash[LOG] = KernelLog(shell)
     request.config.stash[START] = log.look()
     yield shell

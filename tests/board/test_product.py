@@ -11,13 +11,13 @@ from boardtools import Region, Shell, Volumes
 
 pytestmark = pytest.mark.lg_feature("image-buildroot")
 
-SERVICE = "PMEM_DEVICE={device} PMEM_MOUNT=yes"
-
 
 @pytest.fixture
 def service(sh: Shell, scratch: Volumes, pmem: Region) -> Iterator[str]:
     """Starts the pmem service as init would, on the persistent region, which is blank before and after."""
-    sh(f"sed -e 's,^PMEM_DEVICE=.*,PMEM_DEVICE={pmem.device},' -i.saved /etc/default/pmem; wipefs -q -a {pmem.device}")
+    sh(
+        f"sed -e 's,^PMEM_DEVICE=.*,PMEM_DEVICE={pmem.device},; s,^PMEM_MOUNT=.*,PMEM_MOUNT=yes,' -i.saved /etc/default/pmem; wipefs -q -a {pmem.device}"
+    )
     # The tests' own kernel command line says pmem_mount=no: the service reads another one here.
     sh("sed -e 's,/proc/cmdline,/dev/null,' /etc/init.d/S30pmem >/tmp/S30pmem; chmod +x /tmp/S30pmem")
     yield "/tmp/S30pmem"
