@@ -232,18 +232,11 @@ def make_config(build: Build, wanted: str) -> None:
     """Buildroot's .config of a defconfig's text."""
     text = build.out / "defconfig"
     write_whole(text, wanted)
-    done = subprocess.run(
+    run(
         build.command("--silent", f"BR2_DEFCONFIG={text}", "defconfig"),
-        env=build.environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=300,
-        check=False,
+        environment=build.environment(),
+        what="Buildroot cannot be configured",
     )
-    if done.returncode:
-        raise UserError(f"Buildroot cannot be configured: {first_error((done.stdout + done.stderr).splitlines())}")
 
 
 def merged(defconfig_text: str, fragment: str) -> str:
@@ -333,7 +326,7 @@ def drop_stale(build: Build) -> None:
     targets = [f"{name}-dirclean" for name in stale if list((build.out / "build").glob(f"{name}-[0-9c]*"))]
     if targets:
         say(f"changed since the last build, so built anew: {', '.join(stale)}")
-        run(build.command("--silent", *targets), env=build.environment(), what="Buildroot", timeout=300)
+        run(build.command("--silent", *targets), environment=build.environment(), what="Buildroot", timeout=900)
     write_whole(stamp, json.dumps(now, indent=1))
 
 

@@ -64,15 +64,19 @@ def run(
     what: str,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
     stdin: str | None = None,
     timeout: float = 600,
 ) -> str:
-    """Run a short command and return its standard output; its failure is an error for the user."""
+    """Run a short command and return its standard output; its failure is an error for the user.
+
+    `env` adds to our own environment, `environment` takes its place.
+    """
     try:
         done = subprocess.run(
             command,
             cwd=cwd,
-            env={**os.environ, **(env or {})},
+            env={**(os.environ if environment is None else environment), **(env or {})},
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
