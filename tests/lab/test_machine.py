@@ -114,7 +114,7 @@ class TestConsole:
         target = strategy.target
         target.activate(strategy.console)
         strategy.power.on()
-        with pytest.raises(boardlib.CommandTimeout, match="did not answer within 1 s to 'ls'"):
+        with pytest.raises(boardlib.CommandTimeout, match=rf"did not answer within {boardlib.scaled(1):.0f} s to 'ls'"):
             strategy.shell._at_prompt = True
             strategy.shell._run("ls", timeout=1)
 
