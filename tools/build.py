@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from tools.common import (
     write_whole,
 )
 from tools.kernel import Kernel
-from tools.product import describe
+from tools.product import compile_overlay, describe
 from tools.source import NO_SERIES, Repository, Series, series, without
 
 DEFAULT_KERNEL = "6.1"
@@ -73,10 +74,14 @@ def build(product: Product) -> None:
         patches, worktree = without(patches, product.drop), "drop"
     repository = Repository(product.kernel, worktree)
     source = repository.prepare(patches)
-    busy = f"{display(product.out)} is being built by another make: wait until that has ended"
-    with repository.in_use(shared=True), locked(product.out / ".lock", busy):
+    with repository.in_use(shared=True), building(product.out):
         build_in(product, repository, source, patches, files)
     budget(product.out, time.monotonic() - start)
+
+
+def building(out: Path) -> AbstractContextManager[None]:
+    """Nobody else builds in this folder meanwhile."""
+    return locked(out / ".lock", f"{display(out)} is being built by another make: wait until that has ended")
 
 
 def build_in(product: Product, repository: Repository, source: Path, patches: Series, requests: list[Path]) -> None:
@@ -91,7 +96,7 @@ def build_in(product: Product, repository: Repository, source: Path, patches: Se
     kernel.configure(requests)
     say(f"building Linux {product.kernel} in {display(kernel.build)}")
     kernel.make(product.out / "kernel.log")
-    overlay = compile_overlay(product)
+    overlay = compile_overlay(product.board, product.out)
     archive = product.out / "rootfs/rootfs.cpio.gz"
     picked = rootfs.build(
         work=product.out / "rootfs",
@@ -153,15 +158,6 @@ def clear_other(out: Path, kind: str) -> None:
         for stamp in out.glob("build/*/.stamp_images_installed"):
             stamp.unlink()
     write_whole(marker, kind)
-
-
-def compile_overlay(product: Product) -> Path:
-    target = product.out / "pmem.dtbo"
-    run(
-        ["dtc", "-@", "-I", "dts", "-O", "dtb", "-o", target, product.board.overlay],
-        what=f"{display(product.board.overlay)} does not compile",
-    )
-    return target
 
 
 def target_programs(product: Product) -> dict[str, Path]:
@@ -302,8 +298,7 @@ def do_board(options: argparse.Namespace) -> None:
 
 def build_product(found: buildroot.Build) -> None:
     start = time.monotonic()
-    busy = f"{display(found.out)} is being built by another make: wait until that has ended"
-    with locked(found.out / ".lock", busy):
+    with building(found.out):
         clear_other(found.out, "buildroot")
         buildroot.build_images(found)
     budget(found.out, time.monotonic() - start)
@@ -318,8 +313,7 @@ def do_target(options: argparse.Namespace) -> None:
             f"there is no target '{options.target}' here (`make help`); Buildroot's own need a board with the Buildroot "
             f"image, and {display(chosen.out)} has the minimal one"
         )
-    busy = f"{display(found.out)} is being built by another make: wait until that has ended"
-    with locked(found.out / ".lock", busy):
+    with building(found.out):
         buildroot.pass_through(found, options.target)
 
 
@@ -329,7 +323,7 @@ def with_lock(options: argparse.Namespace, use: Callable[[buildroot.Build], obje
     found = with_buildroot(chosen)
     if found is None:
         raise UserError(f"this is about the Buildroot image, and {display(chosen.out)} has the minimal one")
-    with locked(found.out / ".lock", f"{display(found.out)} is being built by another make: wait until that has ended"):
+    with building(found.out):
         use(found)
 
 

@@ -47,11 +47,10 @@ def check_data(folder: Path, tree: Path) -> None:
 def check(build: buildroot.Build, listed: Path, folder: Path) -> Document:
     said = run(
         [
-            *sbom.clean(),
             *(sys.executable, build.tree / "support/scripts/cve-check"),
             *("--in-file", listed, "--nvd-path", folder, "--no-nvd-update"),
         ],
-        env=build.environment(),
+        environment=build.environment(),
         what=f"Buildroot's cve-check with {folder}",
         timeout=LIMIT,
     )

@@ -86,12 +86,11 @@ def do_images(images: Path, chosen: Board) -> None:
     config = buildroot_config()
     build = environment("BUILD_DIR")
     patches = applied(config)
-    compile_overlay(chosen, images)
+    try_overlay(chosen, images)
     shutil.copyfile(kernel_build(build) / ".config", images / "kernel.config")
     write_whole(images / "board-id", f"{chosen.name}\n")
-    for name in ("extlinux.conf",):
-        if (chosen.folder / name).exists():
-            shutil.copyfile(chosen.folder / name, images / name)
+    if (chosen.folder / "extlinux.conf").exists():
+        shutil.copyfile(chosen.folder / "extlinux.conf", images / "extlinux.conf")
     if (chosen.folder / "genimage.cfg").exists():
         disk_images(chosen.folder / "genimage.cfg", images, build)
     script = start_script(chosen)
@@ -122,13 +121,18 @@ def do_images(images: Path, chosen: Board) -> None:
     write_whole(images / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
 
-def compile_overlay(chosen: Board, images: Path) -> None:
-    """pmem.dtbo, tried on each device tree of the board: one that does not fit must not reach a card."""
-    overlay = images / "pmem.dtbo"
+def compile_overlay(chosen: Board, folder: Path) -> Path:
+    overlay = folder / "pmem.dtbo"
     run(
         ["dtc", "-@", "-I", "dts", "-O", "dtb", "-o", overlay, chosen.overlay],
         what=f"{display(chosen.overlay)} does not compile",
     )
+    return overlay
+
+
+def try_overlay(chosen: Board, images: Path) -> None:
+    """pmem.dtbo is tried on each device tree of the board: one that does not fit must not reach a card."""
+    overlay = compile_overlay(chosen, images)
     for tree in sorted(images.glob("*.dtb")):
         with tempfile.NamedTemporaryFile() as result:
             run(

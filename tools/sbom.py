@@ -8,7 +8,6 @@ facts are put right before the generator sees them. The kernel's series is added
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import tarfile
@@ -277,15 +276,10 @@ def validate(text: str) -> None:
 # --- Buildroot's own programs -----------------------------------------------------------------------
 
 
-def clean() -> list[str]:
-    """In front of a command: what the caller's make left in the environment is not for Buildroot's."""
-    return ["env", *(f"--unset={name}" for name in sorted(os.environ) if buildroot.FOREIGN.fullmatch(name))]
-
-
 def show_info(build: buildroot.Build) -> Document:
     said = run(
-        [*clean(), *build.command("--no-print-directory", "--silent", "show-info")],
-        env=build.environment(),
+        build.command("--no-print-directory", "--silent", "show-info"),
+        environment=build.environment(),
         what="Buildroot's show-info",
     )
     lines = [line for line in said.splitlines() if line.startswith("{")]
@@ -304,11 +298,10 @@ def generate(build: buildroot.Build, info: Document, known: Facts) -> Document:
         schema.write_bytes(Path(_res.SPDX_JSON).read_bytes())
         said = run(
             [
-                *clean(),
                 *(sys.executable, build.tree / "utils/generate-cyclonedx"),
                 *("--project-name", f"{PREFIX}-{build.board.name}", "--project-version", known.project),
             ],
-            env={**build.environment(), "BR2_DL_DIR": name},
+            environment={**build.environment(), "BR2_DL_DIR": name},
             stdin=json.dumps(info),
             what="Buildroot's generate-cyclonedx",
         )
