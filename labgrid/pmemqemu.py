@@ -3,8 +3,8 @@
 # mypy: disable-error-code="untyped-decorator,misc,var-annotated,has-type"
 """A QEMU machine with persistent memory, for boards which QEMU gives none.
 
-All RAM of the guest is backed by a shared file, which the host can read at its physical address. A machine whose
-device tree is QEMU's own gets it with the board's overlays applied: a region of RAM which an overlay calls a
+All RAM of the guest is backed by a shared file, which the host can read at its physical address. The device tree, QEMU's
+own or the kernel's for this machine, gets the board's overlays applied: a region of RAM which an overlay calls a
 pmem-region then survives the emulator's death. A machine which boots from a drive has its device tree from the boot
 loader there, and its RAM is plain DRAM.
 """
@@ -73,30 +73,39 @@ def run_tool(cmd: list[str], mend: str, said: str = "") -> subprocess.CompletedP
         ) from exc
 
 
-def device_tree_regions(dtb: Path) -> tuple[Region, list[Region]]:
-    """RAM, and the pmem regions, of a device tree whose root uses two cells for addresses and sizes."""
-
-    def place(node: fdt.Node) -> tuple[int, int]:
-        cells = node.get_property("reg").data
-        if len(cells) != 4:
-            raise DeviceTreeError(
-                f"{node.name} in {dtb} has {len(cells)} cells in reg: one range of 64 bits was expected."
-            )
-        return (cells[0] << 32) | cells[1], (cells[2] << 32) | cells[3]
+def device_tree_regions(dtb: Path) -> tuple[list[Region], list[Region]]:
+    """The ranges of RAM, and the pmem regions, of a device tree."""
 
     try:
         root = fdt.parse_dtb(dtb.read_bytes()).root
-    except (OSError, ValueError) as exc:
+    except Exception as exc:  # the module fdt raises bare Exceptions, too
         raise DeviceTreeError(f"{dtb} cannot be read ({exc}): start the machine first.") from exc
+
+    def cells(name: str, default: int) -> int:
+        return int(root.get_property(name).value) if root.exist_property(name) else default
+
+    # The defaults are those of the Devicetree Specification, 2.3.5.
+    widths = cells("#address-cells", 2), cells("#size-cells", 1)
+
+    def place(node: fdt.Node) -> tuple[int, int]:
+        words = list(node.get_property("reg").data)
+        if len(words) != sum(widths):
+            raise DeviceTreeError(
+                f"{node.name} in {dtb} has {len(words)} cells in reg: one range, of {sum(widths)} cells, was expected."
+            )
+        address, size = (
+            int.from_bytes(b"".join(word.to_bytes(4, "big") for word in part), "big")
+            for part in (words[: widths[0]], words[widths[0] :])
+        )
+        return address, size
+
     ram = [Region(*place(node)) for node in root.nodes if node.name.startswith("memory@")]
-    if len(ram) != 1:
-        raise DeviceTreeError(f"{dtb} has {len(ram)} /memory nodes, not one: is it the device tree of this machine?")
     regions = [
         Region(*place(node), volatile=node.exist_property("volatile"))
         for node in root.nodes
         if node.exist_property("compatible") and "pmem-region" in node.get_property("compatible").data
     ]
-    return ram[0], sorted(regions)
+    return ram, sorted(regions)
 
 
 @target_factory.reg_driver
@@ -107,6 +116,7 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
     Args (besides those of QEMUDriver):
         run_dir (str): folder for the RAM file and the device tree; each running machine has a numbered slot there
         initrd (str): optional, images key of the initial RAM file system
+        dtb (str): optional, images key of the device tree, for machines for which QEMU makes none
         overlays (list of str): images keys of the device-tree overlays, applied in this order; without any, and
             without a kernel, QEMU gets no device tree, and a power cut takes all RAM
         drive (str): optional, images key of a raw image to boot from; the machine works on a copy of its own
@@ -219,7 +229,7 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
 
     def _machine_args(self) -> list[str]:
         """Everything but the device tree."""
-        for key in (self.kernel, self.initrd, self.drive, *self.overlays):
+        for key in (self.kernel, self.initrd, self.dtb, self.drive, *self.overlays):
             if key is not None:
                 self.image(key)
         cmd: list[str] = super().get_qemu_base_args()
@@ -233,6 +243,7 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         return cmd
 
     def get_qemu_base_args(self) -> list[str]:
+        # Of two -dtb the last one counts.
         return self._machine_args() + ([] if self.loader_has_device_tree else ["-dtb", str(self.dtb_file)])
 
     def prepare(self) -> None:
@@ -267,18 +278,16 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         )
 
     def make_device_tree(self) -> None:
-        """Has QEMU dump this very machine's device tree, and applies the overlays; that checks the command line, too."""
-        base = self.slot / "base.dtb"
-        base.unlink(missing_ok=True)
-        cmd = self._machine_args()
-        cmd += ["-machine", f"dumpdtb={base}", "-S", "-serial", "null", "-monitor", "none"]
-        result = run_tool(cmd, "install the package qemu-system-arm")
-        if result.returncode or not base.is_file():
-            self._raise_refusal(result)
+        """This machine's device tree, QEMU's or the given one, with the overlays applied."""
+        base, new = self.slot / "base.dtb", self.slot / "new.dtb"
+        if self.dtb is None:
+            self._dump_device_tree(base)
+        else:
+            shutil.copyfile(self.image(self.dtb), base)
+            self._start_and_quit()
+        mend = "install the package device-tree-compiler"
         overlays = [self.image(key) for key in self.overlays] + self.extra_overlays
-        new = self.slot / "new.dtb"
         if overlays:
-            mend = "install the package device-tree-compiler"
             result = run_tool(["fdtoverlay", "-i", str(base), "-o", str(new), *overlays], mend)
             if result.returncode or not new.is_file():
                 said = " / ".join(line for line in result.stderr.splitlines() if line.strip())
@@ -289,7 +298,26 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         else:
             shutil.copyfile(base, new)
         new.replace(self.dtb_file)
-        self._ram, _ = device_tree_regions(self.dtb_file)
+        if self.dtb is None:
+            ram, _ = device_tree_regions(self.dtb_file)
+            if len(ram) != 1:
+                raise DeviceTreeError(f"{self.dtb_file} has {len(ram)} /memory nodes, and not one, as QEMU's own has.")
+            self._ram = ram[0]
+
+    def _dump_device_tree(self, dtb: Path) -> None:
+        """Has QEMU dump this very machine's device tree; that checks the command line, too."""
+        dtb.unlink(missing_ok=True)
+        cmd = self._machine_args()
+        cmd += ["-machine", f"dumpdtb={dtb}", "-S", "-serial", "null", "-monitor", "stdio"]
+        # A machine for which QEMU makes no device tree dumps nothing, and waits.
+        result = run_tool(cmd, "install the package qemu-system-arm", "quit\n")
+        if result.returncode:
+            self._raise_refusal(result)
+        if not dtb.is_file():
+            raise DeviceTreeError(
+                f"QEMU makes no device tree for the machine {self.machine}, and overlays need one: name the kernel's "
+                f"by 'dtb' in {self.target.env.config.filename}."
+            )
 
     def prepare_drive(self) -> None:
         """A fresh copy of the drive's image, unless a power cut asked for the old one."""
@@ -317,7 +345,9 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         if self.loader_has_device_tree:
             self.ram_file.unlink()
             return
-        ram, regions = device_tree_regions(self.dtb_file)
+        ram = self._ram
+        assert ram is not None
+        _, regions = device_tree_regions(self.dtb_file)
         start = ram.address
         for region in [r for r in regions if not r.volatile] + [Region(ram.address + ram.size, 0)]:
             if region.address > start:

@@ -25,6 +25,12 @@ class Board:
         return self.folder / "linux.config"
 
     @property
+    def device_tree(self) -> Path | None:
+        """A tree of the board's own, which includes the kernel's; most boards need none beside the overlay."""
+        path = self.folder / f"{self.name}.dts"
+        return path if path.exists() else None
+
+    @property
     def overlay(self) -> Path:
         return self.folder / "pmem.dtso"
 

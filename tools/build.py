@@ -31,7 +31,7 @@ from tools.common import (
     write_whole,
 )
 from tools.kernel import Kernel
-from tools.product import compile_overlay, describe
+from tools.product import compile_device_tree, compile_overlay, describe
 from tools.source import NO_SERIES, Repository, Series, series, without
 
 DEFAULT_KERNEL = "6.1"
@@ -119,6 +119,9 @@ def build_in(product: Product, repository: Repository, source: Path, patches: Se
         "pmem.dtbo": overlay,
         "kernel.config": kernel.config,
     }
+    if product.board.device_tree:
+        tree = compile_device_tree(product.board.device_tree, source, product.out)
+        files[tree.name] = tree
     manifest = {
         "board": product.board.name,
         "image": "minimal",

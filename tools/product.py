@@ -130,6 +130,20 @@ def compile_overlay(chosen: Board, folder: Path) -> Path:
     return overlay
 
 
+def compile_device_tree(source: Path, kernel: Path, folder: Path) -> Path:
+    """A board's .dts, with what it includes of a kernel's source (by vendor from Linux 6.5 on)."""
+    trees = kernel / "arch/arm/boot/dts"
+    places = [trees, *sorted(path for path in trees.iterdir() if path.is_dir()), kernel / "include"]
+    includes = [word for place in places for word in ("-I", str(place))]
+    whole, tree = folder / f".{source.name}", folder / f"{source.stem}.dtb"
+    what = f"{display(source)} does not compile"
+    run(["cpp", "-nostdinc", "-undef", "-x", "assembler-with-cpp", *includes, "-o", whole, source], what=what)
+    # The kernel's trees have warnings of their own.
+    run(["dtc", "-q", "-@", "-I", "dts", "-O", "dtb", "-o", tree, whole], what=what)
+    whole.unlink()
+    return tree
+
+
 def try_overlay(chosen: Board, images: Path) -> None:
     """pmem.dtbo is tried on each device tree of the board: one that does not fit must not reach a card."""
     overlay = compile_overlay(chosen, images)

@@ -106,13 +106,11 @@ def end(process: subprocess.Popen[bytes]) -> None:
             pass
 
 
-def clone(place: Path) -> str:
-    """HEAD of this repository, whatever is edited here; returns the commit."""
-    commit = run(["git", "rev-parse", "HEAD"], cwd=ROOT, what="git").strip()
+def clone(place: Path, commit: str) -> None:
+    """One commit of this repository, whatever is edited here."""
     run(["git", "clone", "--quiet", "--no-checkout", ROOT, place], what=f"{display(ROOT)} cannot be cloned")
     run(["git", "checkout", "--quiet", "--detach", commit], cwd=place, what="git checkout")
     (place / ".venv").symlink_to(ROOT / ".venv")
-    return commit
 
 
 def environment() -> dict[str, str]:
@@ -143,10 +141,12 @@ def check(chosen: build.Configured) -> None:
         raise UserError(f"two builds need {ROOM} GiB of disk, and {display(OUTPUT)} has {free}: make room first")
     if run(["git", "status", "--porcelain"], cwd=ROOT, what="git").strip():
         say("note: what is not committed here is not a part of it")
+    # Once: somebody may commit meanwhile.
+    commit = run(["git", "rev-parse", "HEAD"], cwd=ROOT, what="git").strip()
     images = []
     for number, name in enumerate(PLACES, 1):
         start = time.monotonic()
-        commit = clone(FOLDER / name)
+        clone(FOLDER / name, commit)
         say(f"build {number} of {len(PLACES)}: {chosen.board.name} at {commit[:12]} in {display(FOLDER / name)}")
         images.append(build_in(FOLDER / name, chosen))
         say(f"build {number} of {len(PLACES)} took {time.monotonic() - start:.0f} s")

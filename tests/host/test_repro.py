@@ -217,14 +217,14 @@ def no_diffoscope_after(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_build_is_what_is_configured_here_and_uses_no_ccache(project: Path, place: Path) -> None:
-    repro.clone(place / "1")
+    repro.clone(place / "1", "HEAD")
     made = repro.build_in(place / "1", chosen())
     assert (made / "zImage").read_text() == "1 \n6.1 auto debian\n"
 
 
 def test_an_archive_is_found_from_another_folder(project: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
-    repro.clone(place / "1")
+    repro.clone(place / "1", "HEAD")
     made = repro.build_in(place / "1", chosen("archive:sources.tar"))
     assert f"auto archive:{project}/sources.tar\n" in (made / "zImage").read_text()
 

@@ -232,6 +232,50 @@ class TestMemory:
         assert (0x62000000, 0x200000, False) in regions
 
 
+class TestGivenDeviceTree:
+    """A machine for which QEMU makes no device tree: it gets one with cells of 32 bits, as the kernel has it."""
+
+    PERSISTENT, RAM = 0xA0000000, 0x90000000
+    TREE = """
+    /dts-v1/;
+    / { #address-cells = <1>; #size-cells = <1>; compatible = "arm,vexpress";
+        memory@80000000 { device_type = "memory"; reg = <0x80000000 0x1000>; };
+        pmem@a0000000 { compatible = "pmem-region"; reg = <0xa0000000 0x100000>; };
+        other { };
+    };
+    """
+    SETTINGS: dict[str, Any] = {"machine": "vexpress-a15", "overlays": [], "extra_args": "-nic none"}
+
+    @pytest.fixture
+    def tree(self, tmp_path: Path) -> str:
+        source, path = tmp_path / "board.dts", tmp_path / "board.dtb"
+        source.write_text(self.TREE)
+        subprocess.run(["dtc", "-q", "-I", "dts", "-O", "dtb", "-o", path, source], check=True, timeout=30)
+        return str(path)
+
+    def test_its_region_survives_a_power_cut(self, board: MakeStrategy, tree: str) -> None:
+        power = board(driver=self.SETTINGS | {"dtb": "tree"}, images={"tree": tree}).power
+        power.target.activate(power)
+        power.on()
+        for address in (self.PERSISTENT, self.RAM):
+            power.write_memory(address + 4096, b"mark")
+        power.power_cut()
+        power.on()
+        assert power.read_memory(self.PERSISTENT + 4096, 4) == b"mark"
+        assert power.read_memory(self.RAM + 4096, 4) == bytes(4)
+
+    def test_a_tree_that_is_none(self, board: MakeStrategy, tmp_path: Path) -> None:
+        (tmp_path / "board.dtb").write_bytes(b"no device tree")
+        with pytest.raises(boardlib.BoardError, match="board.dtb|device tree"):
+            board(driver=self.SETTINGS | {"dtb": "tree"}, images={"tree": str(tmp_path / "board.dtb")}).transition(
+                "shell"
+            )
+
+    def test_without_one_its_absence_is_named(self, board: MakeStrategy) -> None:
+        with pytest.raises(boardlib.DeviceTreeError, match="makes no device tree for the machine vexpress-a15.*'dtb'"):
+            board(driver=self.SETTINGS).transition("shell")
+
+
 class TestDrive:
     """A machine which boots from an SD card: no kernel, no device tree from QEMU."""
 
