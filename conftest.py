@@ -47,6 +47,13 @@ def image_kind() -> str:
     return str(json.loads(manifest.read_text())["image"]) if manifest.is_file() else "none"
 
 
+def data_cache() -> str:
+    """What the kernel takes the data cache for: `dcache-aliasing` in VARIANT=aliasing, else it can do `dax`."""
+    manifest = image_folder() / "manifest.json"
+    variants = json.loads(manifest.read_text())["kernel"]["variants"] if manifest.is_file() else []
+    return "dcache-aliasing" if "aliasing" in variants else "dax"
+
+
 def board_of(env_file: str | None) -> str:
     """labgrid/<board>-….yaml has its board's name; any other environment is one of the default board."""
     name = Path(env_file or "").stem.partition("-")[0]
@@ -84,6 +91,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     os.environ.setdefault("LG_BUILDDIR", f"output/{board_of(env_file)}/images")
     os.environ["LG_BUILDDIR"] = str(image_folder())
     os.environ["LG_IMAGE"] = image_kind()
+    os.environ["LG_DCACHE"] = data_cache()
     if env_file and not os.path.isfile(env_file):
         raise pytest.UsageError(f"There is no environment {env_file}: name a labgrid YAML, such as arm-pmem.yaml.")
     if not (config.getoption("interactive") or config.getoption("dry_run")):

@@ -21,6 +21,11 @@ class Board:
         return readme.read_text().splitlines()[0] if readme.exists() else "(no readme.txt)"
 
     @property
+    def defconfig(self) -> Path:
+        """Buildroot's; a board without one has the minimal image only."""
+        return self.folder.parents[1] / "br2-external/configs" / f"{self.name}_defconfig"
+
+    @property
     def kernel_fragment(self) -> Path:
         return self.folder / "linux.config"
 
@@ -38,6 +43,11 @@ class Board:
 def boards(root: Path = ROOT) -> list[Board]:
     found = sorted((root / "board").glob("*/linux.config"))
     return [Board(path.parent.name, path.parent) for path in found]
+
+
+def products(root: Path = ROOT) -> list[Board]:
+    """The boards which have a Buildroot image."""
+    return [one for one in boards(root) if one.defconfig.exists()]
 
 
 def board(name: str, root: Path = ROOT) -> Board:

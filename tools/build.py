@@ -65,7 +65,7 @@ def build(product: Product) -> None:
     need_tools(TOOLS)
     # Everything that may be wrong with the request, before anything is touched
     patches = series(product.kernel)
-    files = fragments.for_kernel(product.board.kernel_fragment, product.variants)
+    files = fragments.for_kernel(product.board.kernel_fragment, product.kernel, product.variants)
     fragments.read(files)
     worktree = ""
     if product.unpatched:
@@ -98,6 +98,7 @@ def build_in(product: Product, repository: Repository, source: Path, patches: Se
     kernel.make(product.out / "kernel.log")
     overlay = compile_overlay(product.board, product.out)
     archive = product.out / "rootfs/rootfs.cpio.gz"
+    arch = architecture(requests)
     picked = rootfs.build(
         work=product.out / "rootfs",
         target=archive,
@@ -111,7 +112,8 @@ def build_in(product: Product, repository: Repository, source: Path, patches: Se
             "SERIES_HASH": patches.hash,
             "VARIANT": ",".join(product.variants) or "none",
         },
-        programs=target_programs(product),
+        programs=target_programs(product, arch),
+        arch=arch,
     )
     files = {
         "zImage": kernel.image,
@@ -163,8 +165,15 @@ def clear_other(out: Path, kind: str) -> None:
     write_whole(marker, kind)
 
 
-def target_programs(product: Product) -> dict[str, Path]:
+def architecture(requests: list[Path]) -> rootfs.Arch:
+    """Debian's armhf programs are for ARMv7; a kernel for older cores gets armel."""
+    v7 = fragments.read(requests).get("ARCH_MULTI_V7")
+    return rootfs.ARMHF if v7 and v7.value == "y" else rootfs.ARMEL
+
+
+def target_programs(product: Product, arch: rootfs.Arch) -> dict[str, Path]:
     """Our own programs for the target, by their place there."""
+    need_tools([f"{arch.cross}gcc"])
     folder = product.out / "rootfs/daxprobe"
     if not (ROOT / "tests/daxprobe/Makefile").exists():
         return {}
@@ -173,7 +182,7 @@ def target_programs(product: Product) -> dict[str, Path]:
         [
             "make",
             f"--directory={ROOT / 'tests/daxprobe'}",
-            f"CROSS_COMPILE={CROSS_COMPILE}",
+            f"CROSS_COMPILE={arch.cross}",
             f"O={folder}",
         ],
         env={"MAKEFLAGS": "", "MAKELEVEL": ""},
@@ -212,6 +221,8 @@ class Configured:
 def with_buildroot(chosen: Configured) -> buildroot.Build | None:
     """The Buildroot build of a configured folder; None where the image is to be the minimal one."""
     if chosen.image == "minimal":
+        return None
+    if chosen.image == "auto" and not chosen.board.defconfig.exists():
         return None
     try:
         return buildroot.make_build(chosen.board, chosen.kernel, chosen.out, chosen.sources)

@@ -184,10 +184,9 @@ def assignments(text: str) -> dict[str, str]:
 
 
 def defconfig(board: Board) -> Path:
-    path = EXTERNAL / "configs" / f"{board.name}_defconfig"
-    if not path.exists():
-        raise UserError(f"there is no {display(path)}: this board has the minimal image only (IMAGE=minimal)")
-    return path
+    if not board.defconfig.exists():
+        raise UserError(f"there is no {display(board.defconfig)}: this board has the minimal image only (IMAGE=minimal)")
+    return board.defconfig
 
 
 def configure(build: Build) -> None:

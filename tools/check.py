@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tools import buildroot, fragments, sources
-from tools.boards import boards
+from tools.boards import boards, products
 from tools.common import OUTPUT, ROOT, UserError, display, entry, need_tools, run, say, sha256, write_whole
 from tools.kernel import Kernel
 from tools.source import BASE, GIT, IDENTITY, Repository, Series, kernel_lines, series, why_not
@@ -205,7 +205,7 @@ def check_fragments() -> None:
         source = repository.prepare(patches)
         for board in boards():
             for variant in ((), *((one,) for one in variants)):
-                files = fragments.for_kernel(board.kernel_fragment, variant)
+                files = fragments.for_kernel(board.kernel_fragment, repository.kernel, variant)
                 fragments.read(files)
                 build = OUTPUT / "check" / "-".join([board.name, repository.kernel, *variant])
                 jobs.append((Kernel(source, build, epoch=0, localversion=""), files))
@@ -234,7 +234,7 @@ def check_package() -> None:
 def check_defconfigs() -> None:
     """Each defconfig, as it stands and with what SOURCES=debian changes in it, is granted by Buildroot to the letter."""
     tree = buildroot_tree()
-    for board in boards():
+    for board in products():
         for origin in ("upstream", "debian"):
             out = OUTPUT / "check" / f"buildroot-{board.name}-{origin}"
             build = buildroot.Build(board, kernel_lines()[0], out, tree, origin, OUTPUT / "check/store")

@@ -90,15 +90,18 @@ def missed(requests: dict[str, Request], config: dict[str, str]) -> list[Request
     return [one for one in requests.values() if config.get(one.symbol, "n") != one.value]
 
 
-def for_kernel(board_fragment: Path, variants: Sequence[str] = (), root: Path = ROOT) -> list[Path]:
+def for_kernel(board_fragment: Path, kernel: str, variants: Sequence[str] = (), root: Path = ROOT) -> list[Path]:
     """The fragments of a build, in the order in which they override each other."""
     common = root / "board/common"
+    # What only one line of kernels knows stands beside its patches.
+    line = root / "patches/linux" / kernel / "line.config"
     known = {path.stem: path for path in sorted((common / "variants").glob("*.config"))}
     for variant in variants:
         if variant not in known:
             raise UserError(f"unknown VARIANT '{variant}': the variants are {', '.join(known)}")
     return [
         *sorted(common.glob("*.config")),
+        *([line] if line.exists() else []),
         board_fragment,
         *(known[variant] for variant in variants),
     ]

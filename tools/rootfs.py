@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The minimal root file system: programs of Debian armhf packages, as an initramfs.
+"""The minimal root file system: programs of Debian's armhf or armel packages, as an initramfs.
 
 Two steps. The first (slow, cached in output/cache by its inputs) lets mmdebstrap resolve, fetch, verify and unpack
 the packages of board/common/packages.txt, and keeps the listed files and the libraries they need.
@@ -35,10 +35,30 @@ from tools.common import (
 )
 from tools.debian import SUITE, Archive, archives
 
-DEBIAN_ARCH = "armhf"
-LIBRARY_FOLDERS = ("lib/arm-linux-gnueabihf", "usr/lib/arm-linux-gnueabihf", "lib", "usr/lib")
-LOADER = "lib/ld-linux-armhf.so.3"
 FOLDERS = ["bin", "dev", "etc", "lib", "mnt", "opt", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "var"]
+
+
+@dataclass(frozen=True)
+class Arch:
+    """One of Debian's architectures of 32-bit ARM."""
+
+    name: str
+    triplet: str
+    loader: str
+
+    @property
+    def cross(self) -> str:
+        return f"{self.triplet}-"
+
+    @property
+    def library_folders(self) -> tuple[str, ...]:
+        return (f"lib/{self.triplet}", f"usr/lib/{self.triplet}", "lib", "usr/lib")
+
+
+# ARMv7 with VFP
+ARMHF = Arch("armhf", "arm-linux-gnueabihf", "lib/ld-linux-armhf.so.3")
+# ARMv5TE and newer
+ARMEL = Arch("armel", "arm-linux-gnueabi", "lib/ld-linux.so.3")
 
 
 @dataclass(frozen=True)
@@ -50,7 +70,7 @@ class Wanted:
     stubs: tuple[str, ...]
 
 
-def read_packages(file: Path) -> Wanted:
+def read_packages(file: Path, arch: Arch = ARMHF) -> Wanted:
     packages: dict[str, None] = {}
     paths: list[str] = []
     stubs: list[str] = []
@@ -62,7 +82,7 @@ def read_packages(file: Path) -> Wanted:
         if not colon or not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", package) or not files.split():
             raise UserError(f"{display(file)}:{number}: expected 'package: path …', found '{text}'")
         packages[package] = None
-        for name in files.split():
+        for name in files.replace("$triplet", arch.triplet).split():
             if name.startswith("-"):
                 stubs.append(name[1:])
             else:
@@ -87,18 +107,18 @@ class Picked:
         return self.folder / "tree"
 
 
-def debian(packages_file: Path, cache: Path = OUTPUT / "cache") -> Picked:
+def debian(packages_file: Path, arch: Arch, cache: Path = OUTPUT / "cache") -> Picked:
     """The files of the Debian packages, from the cache or by mmdebstrap."""
-    wanted = read_packages(packages_file)
-    key = sha256(json.dumps([asdict(wanted), SUITE, DEBIAN_ARCH, sha256(Path(__file__))]).encode())[:16]
-    folder = cache / f"debian-{key}"
+    wanted = read_packages(packages_file, arch)
+    key = sha256(json.dumps([asdict(wanted), SUITE, arch.name, sha256(Path(__file__))]).encode())[:16]
+    folder = cache / f"debian-{arch.name}-{key}"
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=".debian-") as name:
             work = Path(name)
             tarball = work / "root.tar"
-            suites = fetch(wanted.packages, tarball)
-            picked = Picker(tarball, work / "result", wanted).pick()
+            suites = fetch(wanted.packages, tarball, arch)
+            picked = Picker(tarball, work / "result", wanted, arch).pick()
             picked.suites = suites
             content = {
                 "packages": picked.packages,
@@ -107,20 +127,20 @@ def debian(packages_file: Path, cache: Path = OUTPUT / "cache") -> Picked:
             }
             write_whole(picked.folder / "picked.json", json.dumps(content, indent=1) + "\n")
             picked.folder.rename(folder)
-        for old in cache.glob("debian-*"):
+        for old in cache.glob(f"debian-{arch.name}-*"):
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
     content = json.loads((folder / "picked.json").read_text())
     return Picked(folder, content["packages"], content["suites"], content["modes"])
 
 
-def fetch(packages: Iterable[str], tarball: Path) -> list[str]:
+def fetch(packages: Iterable[str], tarball: Path, arch: Arch) -> list[str]:
     """Let mmdebstrap make a tarball of the packages; return the suites it used."""
     need_tools(["mmdebstrap"])
     sources = archives()
-    say(f"fetching {DEBIAN_ARCH} packages from {', '.join(one.suite for one in sources)}")
+    say(f"fetching {arch.name} packages from {', '.join(one.suite for one in sources)}")
     try:
-        mmdebstrap(packages, tarball, sources)
+        mmdebstrap(packages, tarball, sources, arch)
     except UserError as error:
         # A mirror may be behind with one architecture of the security or updates suite: the image
         # is then made of the release alone, and says so here and in its manifest.
@@ -128,17 +148,17 @@ def fetch(packages: Iterable[str], tarball: Path) -> list[str]:
         if not broken:
             raise
         names = ", ".join(one.suite for one in broken)
-        say(f"warning: {names} left out, the mirror's {DEBIAN_ARCH} index of it is broken: {error}")
+        say(f"warning: {names} left out, the mirror's {arch.name} index of it is broken: {error}")
         sources = [one for one in sources if one not in broken]
-        mmdebstrap(packages, tarball, sources)
+        mmdebstrap(packages, tarball, sources, arch)
     return [one.suite for one in sources]
 
 
-def mmdebstrap(packages: Iterable[str], tarball: Path, sources: list[Archive]) -> None:
+def mmdebstrap(packages: Iterable[str], tarball: Path, sources: list[Archive], arch: Arch) -> None:
     command = [
         "mmdebstrap",
         "--variant=extract",
-        f"--architectures={DEBIAN_ARCH}",
+        f"--architectures={arch.name}",
         f"--include={','.join(packages)}",
         "--format=tar",
         # the names of the .deb files are the packages with their versions
@@ -168,7 +188,8 @@ def mmdebstrap(packages: Iterable[str], tarball: Path, sources: list[Archive]) -
 class Picker:
     """Takes the wanted files out of mmdebstrap's tarball, with the libraries they need."""
 
-    def __init__(self, tarball: Path, folder: Path, wanted: Wanted) -> None:
+    def __init__(self, tarball: Path, folder: Path, wanted: Wanted, arch: Arch = ARMHF) -> None:
+        self.arch = arch
         self.wanted = wanted
         self.result = Picked(folder)
         self.tar = tarfile.open(tarball)  # noqa: SIM115 (closed by pick())
@@ -212,10 +233,10 @@ class Picker:
             else:
                 self.take(self.find_library(library, path))
         if has_interpreter(target):
-            self.take(LOADER)
+            self.take(self.arch.loader)
 
     def find_library(self, name: str, user: str) -> str:
-        for folder in LIBRARY_FOLDERS:
+        for folder in self.arch.library_folders:
             if f"{folder}/{name}" in self.members:
                 return f"{folder}/{name}"
         raise UserError(f"{user} needs {name}, which no Debian package of the image holds")
@@ -235,10 +256,10 @@ class Picker:
                 if not defined and symbol in offered:
                     bare, _, version = symbol.partition("@")
                     wanted.setdefault(version.lstrip("@"), set()).add(bare)
-        path = f"{LIBRARY_FOLDERS[1]}/{name}"
+        path = f"{self.arch.library_folders[1]}/{name}"
         target = self.result.tree / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        build_stub(name, wanted, target)
+        build_stub(name, wanted, target, self.arch)
         self.result.modes[path] = 0o755
 
 
@@ -280,7 +301,7 @@ def dynamic_symbols(path: Path) -> list[tuple[str, bool]]:
     return symbols
 
 
-def build_stub(name: str, wanted: dict[str, set[str]], target: Path) -> None:
+def build_stub(name: str, wanted: dict[str, set[str]], target: Path, arch: Arch) -> None:
     """`wanted` maps a symbol version ('' for none) to the symbols under it."""
     code = "".join(
         f"void {symbol}(void) {{ __builtin_trap(); }}\n"
@@ -298,7 +319,7 @@ def build_stub(name: str, wanted: dict[str, set[str]], target: Path) -> None:
         versions.write_text(script)
         run(
             [
-                f"{CROSS_COMPILE}gcc",
+                f"{arch.cross}gcc",
                 *("-shared", "-nostdlib", "-fPIC", "-Os", "-fno-builtin", "-s"),
                 *("-Wl,--build-id=none", f"-Wl,-soname,{name}"),
                 *([f"-Wl,--version-script={versions}"] if script else []),
@@ -393,11 +414,12 @@ def build(
     epoch: int,
     release: dict[str, str],
     programs: dict[str, Path],
+    arch: Arch = ARMHF,
     packages_file: Path = ROOT / "board/common/packages.txt",
     overlay: Path = ROOT / "board/common/rootfs",
 ) -> Picked:
     """Make `target` unless it was made of the same input."""
-    picked = debian(packages_file)
+    picked = debian(packages_file, arch)
     work.mkdir(parents=True, exist_ok=True)
     release_file = work / "arm-pmem-release"
     write_whole(release_file, "".join(f"{name}={value}\n" for name, value in release.items()))

@@ -69,6 +69,8 @@ class Override:
     patches: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
     set: dict[str, str] = field(default_factory=dict)
+    # The same for the host's variant of it
+    host: dict[str, str] = field(default_factory=dict)
     # What is taken where the file cannot be had
     fallback: Override | None = None
 
@@ -122,6 +124,7 @@ def override(name: str, entry: dict[str, Any]) -> Override:
         tuple(entry.get("patches", ())),
         tuple(entry.get("empty", ())),
         entry.get("set", {}),
+        entry.get("host", {}),
         fallback(entry),
     )
 
@@ -427,6 +430,7 @@ def lay_out(store: Path, tree: Path, out: Path, kernel_line: str, patches: str, 
             "version": one.version,
             "files": [file.pool for file in one.files],
             "set": one.set,
+            "host": one.host,
         }
         for one in manifest.overrides
     ]

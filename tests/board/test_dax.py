@@ -23,6 +23,7 @@ def grows_by(sh: Shell, folder: str) -> int:
     return cached_kib(sh) - before
 
 
+@pytest.mark.lg_feature("dax")
 @pytest.mark.series("E1")
 @pytest.mark.parametrize("kind", KINDS)
 class TestOn:

@@ -19,6 +19,7 @@ def as_test(point: Point):  # type: ignore[no-untyped-def]
     return pytest.param(point, id=f"{point.group}-{point.name}", marks=marks)
 
 
+@pytest.mark.lg_feature("dax")
 @pytest.mark.parametrize("point", [as_test(point) for point in POINTS])
 def test_point(sh: Shell, volumes: Volumes, request: pytest.FixtureRequest, pmem: Region, point: Point) -> None:
     region = request.getfixturevalue("volatile_pmem") if point.needs == "VOLATILE" else pmem
@@ -32,6 +33,7 @@ def test_point(sh: Shell, volumes: Volumes, request: pytest.FixtureRequest, pmem
     assert f"ok 1 - {point.name}" in out
 
 
+@pytest.mark.lg_feature("dax")
 @pytest.mark.parametrize("kind", ["ext2", "xfs"])
 @pytest.mark.series
 def test_the_coherency_points_hold_on(sh: Shell, volumes: Volumes, pmem: Region, kind: str) -> None:

@@ -58,6 +58,7 @@ TARGETS = [
 ]
 
 
+@pytest.mark.lg_feature("dax")
 @pytest.mark.series("E6")
 @pytest.mark.parametrize("target_kind", TARGETS)
 class TestThrough:
@@ -90,6 +91,7 @@ class TestThrough:
         assert status == 0, out
 
 
+@pytest.mark.lg_feature("dax")
 @pytest.mark.series("E6")
 def test_dax_goes_on_while_the_table_is_swapped_under_load(
     sh: Shell, linear: str, scratch: Volumes, pmem: Region

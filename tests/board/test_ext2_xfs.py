@@ -7,6 +7,9 @@ import pytest
 from boardtools import MKFS, Region, Shell, Volumes, is_dax
 
 
+pytestmark = pytest.mark.lg_feature("dax")
+
+
 class TestExt2:
     @pytest.mark.series("E1")
     def test_small_blocks_fall_back_with_a_message(self, sh: Shell, scratch: Volumes, pmem: Region) -> None:

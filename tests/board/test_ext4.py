@@ -7,6 +7,9 @@ import pytest
 from boardtools import Region, Shell, Volumes, is_dax
 
 
+pytestmark = pytest.mark.lg_feature("dax")
+
+
 class TestMountOption:
     @pytest.mark.series("E3")
     def test_plain_dax_means_always(self, sh: Shell, scratch: Volumes, pmem: Region) -> None:

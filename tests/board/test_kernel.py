@@ -33,8 +33,9 @@ def test_the_release_is_the_one_that_was_built(sh: Shell, manifest: dict[str, An
     assert sh("uname -r") == manifest["kernel"]["release"]
 
 
-def test_the_machine_is_armv7(sh: Shell) -> None:
-    assert sh("uname -m") == "armv7l"
+def test_the_machine_is_what_the_kernel_was_built_for(sh: Shell, config: dict[str, str]) -> None:
+    versions = {"CPU_V7": "armv7l", "CPU_V6K": "armv6l", "CPU_V6": "armv6l", "CPU_ARM926T": "armv5tejl"}
+    assert sh("uname -m") in {machine for symbol, machine in versions.items() if config.get(symbol) == "y"}
 
 
 @pytest.mark.parametrize(
@@ -48,8 +49,10 @@ def test_the_kernel_has_what_the_fragment_asks_for(
     sh: Shell, config: dict[str, str], manifest: dict[str, Any], name: str
 ) -> None:
     board = ROOT / "board" / manifest["board"] / "linux.config"
-    asked = fragments.read(fragments.for_kernel(board, manifest["kernel"]["variants"]))
-    mine = {symbol: request for symbol, request in asked.items() if request.file.name == name}
+    asked = fragments.read(fragments.for_kernel(board, manifest["kernel"]["line"], manifest["kernel"]["variants"]))
+    # What only this line of kernels knows goes with the base.
+    names = {name, "line.config"} if name == "base.config" else {name}
+    mine = {symbol: request for symbol, request in asked.items() if request.file.name in names}
     assert mine
     assert [f"{one.text} ({one.place})" for one in fragments.missed(mine, config)] == []
 
@@ -62,6 +65,7 @@ def test_the_kernel_has_what_its_variants_ask_for(sh: Shell, config: dict[str, s
     assert [f"{one.text} ({one.place})" for one in fragments.missed(asked, config)] == []
 
 
+@pytest.mark.lg_feature("dax")
 @pytest.mark.series("E1")
 def test_the_kernel_has_fs_dax(sh: Shell, config: dict[str, str]) -> None:
     assert config.get("FS_DAX") == "y"
@@ -71,12 +75,12 @@ def test_the_start_is_without_complaint(start_log: str) -> None:
     assert [line for line in start_log.splitlines() if COMPLAINTS.search(line)] == []
 
 
-def test_the_data_cache_is_of_the_kind_that_the_board_has(start_log: str, env: Any) -> None:
+def test_the_data_cache_is_of_the_kind_that_the_board_has(start_log: str, config: dict[str, str], env: Any) -> None:
     # The instruction cache, on the same line, may be of another kind.
     kind = re.search(r"CPU: (.*) data cache", start_log)
     assert kind
-    aliasing = kind[1] in ("VIVT", "VIPT aliasing")
-    assert aliasing == ("dcache-aliasing" in env.get_target_features())
+    aliasing = kind[1] in ("VIVT", "VIPT aliasing") or config.get("DEBUG_CPU_DCACHE_ALIASING") == "y"
+    assert ("dcache-aliasing" if aliasing else "dax") in env.get_target_features()
 
 
 def test_nothing_has_tainted_the_kernel(sh: Shell) -> None:

@@ -73,6 +73,7 @@ def went(
         _volumes.release(pmem.device)
 
 
+@pytest.mark.lg_feature("dax")
 @pytest.mark.series("E7")
 class TestAfter:
     @pytest.mark.parametrize("name", WAYS)
@@ -115,6 +116,7 @@ def test_a_reset_keeps_the_regions(sh: Shell, scratch: Volumes, machine: Any, re
         assert sh(f"dd if={region.device} bs=4k skip=256 count=1 2>/dev/null | tr -d '\\231' | wc -c") == "0"
 
 
+@pytest.mark.lg_feature("dax")
 @pytest.mark.lg_feature("host-memory")
 @pytest.mark.series("E7")
 class TestFromOutside:

@@ -37,22 +37,26 @@ def test_ndctl_lists_each_region(sh: Shell, regions: list[Region]) -> None:
     assert {one["namespaces"][0]["blockdev"] for one in found} == {region.name for region in regions}
 
 
+@pytest.mark.lg_feature("dax")
 @pytest.mark.series("E3")
 def test_the_queue_says_that_the_device_can_do_dax(sh: Shell, regions: list[Region]) -> None:
     assert [sh(f"cat /sys/block/{region.name}/queue/dax") for region in regions] == ["1" for _ in regions]
 
 
+@pytest.mark.lg_feature("dax")
 @pytest.mark.series("E7")
 def test_a_persistent_region_has_a_write_cache(sh: Shell, pmem: Region) -> None:
     assert sh(f"cat /sys/block/{pmem.name}/dax/write_cache") == "1"
 
 
+@pytest.mark.lg_feature("dax")
 @pytest.mark.series("E7")
 @pytest.mark.lg_feature("two-regions")
 def test_a_volatile_region_has_no_write_cache(sh: Shell, volatile_pmem: Region) -> None:
     assert sh(f"cat /sys/block/{volatile_pmem.name}/dax/write_cache") == "0"
 
 
+@pytest.mark.lg_feature("dax")
 @pytest.mark.series("E7")
 def test_the_write_cache_can_be_switched(sh: Shell, pmem: Region) -> None:
     attribute = f"/sys/block/{pmem.name}/dax/write_cache"
@@ -127,6 +131,7 @@ def no_partitions(sh: Shell, scratch: Volumes, pmem: Region):  # type: ignore[no
     sh(f"wipefs -q -a {pmem.device}; partx -d {pmem.device}; ! test -e {pmem.device}p1")
 
 
+@pytest.mark.lg_feature("dax")
 @pytest.mark.series("E3")
 @pytest.mark.usefixtures("no_partitions")
 def test_dax_works_on_an_aligned_partition(sh: Shell, scratch: Volumes, pmem: Region) -> None:

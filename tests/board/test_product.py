@@ -36,6 +36,7 @@ def test_the_service_formats_nothing_by_itself(sh: Shell, service: str, pmem: Re
     assert sh("grep -c ' /pmem ' /proc/mounts || true") == "0"
 
 
+@pytest.mark.lg_feature("dax")
 @pytest.mark.series("E3")
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "ext2"])
 def test_the_service_mounts_what_is_there_with_dax(sh: Shell, service: str, pmem: Region, kind: str) -> None:

@@ -61,7 +61,8 @@ static int help(void)
 {
 	puts("usage: daxprobe --dir DIR [--no-dax-dir DIR] [--limit SECONDS] POINT...\n"
 	     "       daxprobe --list | --describe\n"
-	     "       daxprobe --writer FILE COUNT | --fsync-writer FILE COUNT\n"
+	     "       daxprobe [--no-sync] --writer FILE COUNT | --fsync-writer FILE COUNT |\n"
+	     "                            --overwrite-writer FILE COUNT | --rename-writer FILE COUNT\n"
 	     "       daxprobe --check-records FILE [--acked COUNT]\n"
 	     "\n"
 	     "Runs points on files that it makes in DIR, and prints TAP; exit 0 if all are ok.\n"
@@ -73,8 +74,11 @@ static int help(void)
 	     "\n"
 	     "For power cuts: a writer acknowledges each record once it must be durable; the\n"
 	     "checker prints what of them a file holds.\n"
-	     "  --writer            store by mmap, msync each record, then print `acked N`\n"
-	     "  --fsync-writer      the same by write and fsync\n"
+	     "  --writer            store by mmap, msync each record, then print `FILE acked N`\n"
+	     "  --fsync-writer      the same by write and fsync, at the end of the file\n"
+	     "  --overwrite-writer  64 places, overwritten in turn by store and by write\n"
+	     "  --rename-writer     each record in a new file that takes the old one's name\n"
+	     "  --no-sync           acknowledge what was not synced: a power cut must show it\n"
 	     "  --check-records     prints highest, valid, torn, missing; exit 1 if any is torn or\n"
 	     "                      missing, with --acked: if any of the first COUNT is not valid");
 	return 0;
@@ -311,7 +315,8 @@ static int check_records(const char *path, int count, unsigned int acked, bool a
 
 enum option_id {
 	OPT_DIR = 256, OPT_NO_DAX_DIR, OPT_LIMIT, OPT_LIST, OPT_DESCRIBE, OPT_HELP,
-	OPT_WRITER, OPT_FSYNC_WRITER, OPT_CHECK_RECORDS, OPT_ACKED, OPT_SELFTEST,
+	OPT_WRITER, OPT_FSYNC_WRITER, OPT_OVERWRITE_WRITER, OPT_RENAME_WRITER, OPT_NO_SYNC,
+	OPT_CHECK_RECORDS, OPT_ACKED, OPT_SELFTEST,
 };
 
 static const struct option options[] = {
@@ -323,6 +328,9 @@ static const struct option options[] = {
 	{ "help", no_argument, NULL, OPT_HELP },
 	{ "writer", required_argument, NULL, OPT_WRITER },
 	{ "fsync-writer", required_argument, NULL, OPT_FSYNC_WRITER },
+	{ "overwrite-writer", required_argument, NULL, OPT_OVERWRITE_WRITER },
+	{ "rename-writer", required_argument, NULL, OPT_RENAME_WRITER },
+	{ "no-sync", no_argument, NULL, OPT_NO_SYNC },
 	{ "check-records", required_argument, NULL, OPT_CHECK_RECORDS },
 	{ "acked", required_argument, NULL, OPT_ACKED },
 	{ "selftest", required_argument, NULL, OPT_SELFTEST },	/* point exec_program */
@@ -357,6 +365,9 @@ int main(int argc, char **argv)
 				return usage_error("--acked %s is not a number of records", optarg);
 			acked_given = true;
 			break;
+		case OPT_NO_SYNC:
+			records_do_not_sync();
+			break;
 		case OPT_SELFTEST:
 			return selftest(number(optarg));
 		case ':':
@@ -388,6 +399,10 @@ int main(int argc, char **argv)
 		return write_records("--writer", file, argc, argv, BY_MSYNC);
 	case OPT_FSYNC_WRITER:
 		return write_records("--fsync-writer", file, argc, argv, BY_FSYNC);
+	case OPT_OVERWRITE_WRITER:
+		return write_records("--overwrite-writer", file, argc, argv, BY_OVERWRITE);
+	case OPT_RENAME_WRITER:
+		return write_records("--rename-writer", file, argc, argv, BY_RENAME);
 	case OPT_CHECK_RECORDS:
 		return check_records(file, argc, acked, acked_given);
 	default:

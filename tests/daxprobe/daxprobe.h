@@ -117,9 +117,10 @@ struct record_report {
 	uint32_t first_bad;	/* first sequence number that is not whole */
 };
 
-enum record_sync { BY_MSYNC, BY_FSYNC };
+enum record_sync { BY_MSYNC, BY_FSYNC, BY_OVERWRITE, BY_RENAME };
 
 int records_write(const char *path, uint32_t count, enum record_sync how, bool acknowledge);
+void records_do_not_sync(void);
 int records_check(const char *path, struct record_report *report);
 size_t record_size(void);
 

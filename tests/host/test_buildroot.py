@@ -173,7 +173,7 @@ def test_an_edited_configuration_is_not_thrown_away(tmp_path: Path) -> None:
 
 
 def test_every_board_has_a_defconfig_that_names_its_own_files() -> None:
-    for one in boards.boards():
+    for one in boards.products():
         text = buildroot.defconfig(one).read_text()
         named = re.findall(r"/\.\./(board/[^ \"]+)", text)
         assert f"board/{one.name}/linux.config" in named
@@ -185,7 +185,7 @@ def test_every_board_has_a_defconfig_that_names_its_own_files() -> None:
 
 def test_all_common_fragments_are_in_each_defconfig() -> None:
     common = {path.name for path in (ROOT / "board/common").glob("*.config")}
-    for one in boards.boards():
+    for one in boards.products():
         line = re.search(r"(?m)^BR2_LINUX_KERNEL_CONFIG_FRAGMENT_FILES=.*$", buildroot.defconfig(one).read_text())
         assert line
         assert all(f"board/common/{name}" in line[0] for name in common)
@@ -205,7 +205,7 @@ def test_every_download_of_every_board_has_a_hash(tmp_path: Path, monkeypatch: p
     for folder in folders:
         for path in folder.rglob("*.hash"):
             known |= {fields[2] for fields in map(str.split, path.read_text().splitlines()) if len(fields) == 3}
-    for one in boards.boards():
+    for one in boards.products():
         made = buildroot.Build(one, "6.1", tmp_path / one.name, tree, "upstream", tmp_path)
         buildroot.make_config(made, buildroot.defconfig(one).read_text())
         assert "BR2_DOWNLOAD_FORCE_CHECK_HASHES=y" in made.config.read_text()

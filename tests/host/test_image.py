@@ -153,7 +153,8 @@ def test_no_link_leads_nowhere(target: Path) -> None:
 def test_every_request_of_the_fragments_is_granted(images: Path, manifest: dict[str, Any]) -> None:
     if manifest["series"]["name"] != manifest["kernel"]["line"]:
         pytest.skip("without the whole series a kernel cannot grant everything")
-    files = fragments.for_kernel(board(manifest["board"]).kernel_fragment, manifest["kernel"]["variants"])
+    kernel = manifest["kernel"]
+    files = fragments.for_kernel(board(manifest["board"]).kernel_fragment, kernel["line"], kernel["variants"])
     missed = fragments.missed(fragments.read(files), fragments.read_config(images / "kernel.config"))
     assert [one.text for one in missed] == []
 

@@ -128,7 +128,9 @@ def test_a_stub_has_the_symbols_that_are_used_and_no_weight(debian_tree: Path, t
 
 
 def test_a_stub_keeps_symbol_versions(tmp_path: Path) -> None:
-    rootfs.build_stub("libv.so.1", {"V_1": {"one"}, "V_2": {"two", "three"}, "": set()}, tmp_path / "libv.so.1")
+    rootfs.build_stub(
+        "libv.so.1", {"V_1": {"one"}, "V_2": {"two", "three"}, "": set()}, tmp_path / "libv.so.1", rootfs.ARMHF
+    )
     assert {name for name, defined in rootfs.dynamic_symbols(tmp_path / "libv.so.1") if defined} >= {
         "one@V_1",
         "two@V_2",
@@ -152,14 +154,14 @@ def test_a_broken_security_index_is_left_out_and_said(
 ) -> None:
     calls = []
 
-    def mmdebstrap(packages: object, tarball: Path, sources: list[Archive]) -> None:
+    def mmdebstrap(packages: object, tarball: Path, sources: list[Archive], arch: rootfs.Arch) -> None:
         calls.append([one.suite for one in sources])
         if SECURITY in sources:
             raise UserError("Failed to fetch http://mirror.example/debian-security/dists/bookworm-security/main/x")
 
     monkeypatch.setattr(rootfs, "archives", lambda: [MAIN, SECURITY])
     monkeypatch.setattr(rootfs, "mmdebstrap", mmdebstrap)
-    assert rootfs.fetch(["a"], tmp_path / "t") == ["bookworm"]
+    assert rootfs.fetch(["a"], tmp_path / "t", rootfs.ARMHF) == ["bookworm"]
     assert calls == [["bookworm", "bookworm-security"], ["bookworm"]]
     assert "warning: bookworm-security left out" in capsys.readouterr().out
 
@@ -167,25 +169,25 @@ def test_a_broken_security_index_is_left_out_and_said(
 def test_a_broken_main_index_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = []
 
-    def mmdebstrap(packages: object, tarball: Path, sources: list[Archive]) -> None:
+    def mmdebstrap(packages: object, tarball: Path, sources: list[Archive], arch: rootfs.Arch) -> None:
         calls.append(sources)
         raise UserError("Failed to fetch http://mirror.example/debian/dists/bookworm/main/x")
 
     monkeypatch.setattr(rootfs, "archives", lambda: [MAIN, SECURITY])
     monkeypatch.setattr(rootfs, "mmdebstrap", mmdebstrap)
     with pytest.raises(UserError, match="dists/bookworm/main"):
-        rootfs.fetch(["a"], tmp_path / "t")
+        rootfs.fetch(["a"], tmp_path / "t", rootfs.ARMHF)
     assert len(calls) == 1
 
 
 def test_a_failed_fetch_leaves_nothing_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def fetch(packages: object, tarball: Path) -> list[str]:
+    def fetch(packages: object, tarball: Path, arch: rootfs.Arch) -> list[str]:
         tarball.write_bytes(b"half")
         raise UserError("no network")
 
     monkeypatch.setattr(rootfs, "fetch", fetch)
     with pytest.raises(UserError, match="no network"):
-        rootfs.debian(ROOT / "board/common/packages.txt", cache=tmp_path / "cache")
+        rootfs.debian(ROOT / "board/common/packages.txt", rootfs.ARMHF, cache=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 

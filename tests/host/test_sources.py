@@ -230,7 +230,7 @@ all:
 
 def collect_licences(work: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """As `make x-legal-info` does it for an override, whose folder is work/source, built in work/build."""
-    one = {"variable": "X", "folder": work / "source", "version": "1:1-1", "files": ["main/x/x_1.tar.gz"]}
+    one = {"variable": "X", "folder": work / "source", "version": "1:1-1", "files": ["main/x/x_1.tar.gz"], "host": {}}
     text = sources.render("debian.mk.j2", overrides=[{**one, "set": variables}], tools=[], toolchain=[], licences=[])
     return subprocess.run(
         ["make", "-f", "-", "all"],
