@@ -47,7 +47,7 @@ help: ## this list
 	@echo
 	@echo '  BOARD=board KERNEL=6.1 IMAGE=auto O=<folder for all that is built>'
 	@echo '  SOURCES=debian, upstream or archive:<tar>; BUILDROOT=<tree> or BUILDROOT_URL=<repository>'
-	@echo '  make kernel: DEBUG=1, VARIANT=nohighmem, SERIES=none (the unpatched kernel), DROP=0022,0027 (without these)'
+	@echo '  make kernel: DEBUG=1, VARIANT=nohighmem,nolpae,aliasing, SERIES=none (the unpatched kernel), DROP=0022,0027 (without these)'
 	@echo '  Any other word is a target of Buildroot: menuconfig, linux-menuconfig, savedefconfig, legal-info, sdk, …'
 	@echo '  LG_BUILDDIR=<folder> (test-board): the images to boot, default output/board/images'
 
@@ -89,6 +89,14 @@ test-board: $(needed) ## the tests on the board, with the image in output/board/
 $(addsuffix /manifest.json,$(sort $(images) output/board/images)):
 	@test -e $(dir $(@D))board.json || $(MAKE) $(or $(BOARD),board)_defconfig
 	@$(MAKE) all BOARD=$(or $(BOARD),board)
+
+.PHONY: powercut
+powercut: $(needed) ## power cuts at random moments under random writers: CYCLES=100
+	@LG_BUILDDIR='$(images)' $(PYTHON) -m pytest --lg-env $(or $(LG_ENV),arm-pmem.yaml) tests/board/test_powercut.py --cycles $(or $(CYCLES),100)
+
+.PHONY: matrix
+matrix: ## all lanes of tests/matrix.yaml, built and tested: hours; goes on where it was stopped (LANES='6.12-*')
+	@$(PYTHON) -m tools.matrix --lanes '$(LANES)'
 
 test-regression: output/board/images/manifest.json $(unpatched)/manifest.json ## what the series turns from fail to pass
 	@$(PYTHON) -m tools.regression

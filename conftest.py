@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("arm-pmem")
     group.addoption("--interactive", action="store_true", help="no tests: the machine's console on this terminal")
     group.addoption("--dry-run", action="store_true", help="no tests: print the command of the emulator")
+    group.addoption("--cycles", type=int, default=20, metavar="N", help="how many power cuts under load (20)")
+    group.addoption("--seed", default=str(int(time.time())), help="of what is random in them (default: the time)")
     group.addoption(
         "--board-logs", metavar="DIR", help="where the logs go (default: logs/<time>/ beside the images folder)"
     )
@@ -201,4 +204,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_report_header(config: pytest.Config) -> list[str]:
     logs = config.getoption("board_logs")
     header = [f"logs: {os.path.relpath(logs, ROOT)}"] if logs else []
-    return [*header, f"images: {os.path.relpath(image_folder(), ROOT)}"] if environment_file(config) else header
+    if environment_file(config):
+        header += [f"images: {os.path.relpath(image_folder(), ROOT)}", f"seed: {config.getoption('seed')}"]
+    return header

@@ -185,7 +185,9 @@ def assignments(text: str) -> dict[str, str]:
 
 def defconfig(board: Board) -> Path:
     if not board.defconfig.exists():
-        raise UserError(f"there is no {display(board.defconfig)}: this board has the minimal image only (IMAGE=minimal)")
+        raise UserError(
+            f"there is no {display(board.defconfig)}: this board has the minimal image only (IMAGE=minimal)"
+        )
     return board.defconfig
 
 

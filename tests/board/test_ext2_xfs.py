@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 from boardtools import MKFS, Region, Shell, Volumes, is_dax
 
-
 pytestmark = pytest.mark.lg_feature("dax")
 
 

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`make matrix`: every lane of tests/matrix.yaml (kernel line, board, variants) is built and tested, and the table says what ran.
+
+A lane that ran already, on the same images with the same tests, is not run again: a matrix that was stopped goes on where it
+was. A lane that does not build, or does not pass, hides no other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from tools.common import OUTPUT, ROOT, UserError, display, entry, say, sha256, write_whole
+from tools.regression import read_report
+
+LANES = ROOT / "tests/matrix.yaml"
+FOLDER = OUTPUT / "matrix"
+# In seconds; a test run of a slow lane gets its scale times as much.
+BUILD_LIMIT = 3600
+TEST_LIMIT = 3600
+
+
+@dataclass(frozen=True)
+class Lane:
+    kernel: str
+    board: str
+    variants: tuple[str, ...] = ()
+    scale: float = 1
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.kernel, self.board, *self.variants])
+
+    @property
+    def out(self) -> Path:
+        return FOLDER / self.name
+
+    @property
+    def environment(self) -> Path:
+        return ROOT / ("arm-pmem.yaml" if self.board == "board" else f"labgrid/{self.board}-qemu.yaml")
+
+    @property
+    def key(self) -> str:
+        """A hash of the images and of all that tests them."""
+        files = json.loads((self.out / "images/manifest.json").read_text())["files"]
+        tests = [self.environment, ROOT / "conftest.py"]
+        for folder in ("tests/board", "labgrid"):
+            tests += sorted((ROOT / folder).glob("*.py"))
+        state = [f"{name} {facts['sha256']}" for name, facts in sorted(files.items())]
+        return sha256("\n".join([*state, *(sha256(path) for path in tests)]).encode())
+
+
+@dataclass(frozen=True)
+class Result:
+    # passed, failed, not built, no end
+    outcome: str
+    # (area, outcome) -> number of tests
+    counts: dict[tuple[str, str], int]
+    seconds: float = 0
+    key: str = ""
+
+
+def lanes(file: Path = LANES, pattern: str = "*") -> list[Lane]:
+    content = yaml.safe_load(file.read_text())
+    found = [
+        Lane(str(kernel), row["board"], tuple(row.get("variants", ())), float(row.get("scale", 1)))
+        for kernel in content["kernels"]
+        for row in content["lanes"]
+    ]
+    chosen = [lane for lane in found if fnmatch.fnmatch(lane.name, pattern)]
+    if not chosen:
+        raise UserError(f"no lane is named '{pattern}': there are {', '.join(lane.name for lane in found)}")
+    return chosen
+
+
+def follow(command: Sequence[str], log: Path, limit: float, **environment: str) -> int | None:
+    """A command's exit status, or None when it had to be ended, with all that it started; its output goes to a file."""
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            return process.wait(timeout=limit)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            # SIGINT lets pytest end its emulators in order.
+            for number in (signal.SIGINT, signal.SIGKILL):
+                if process.poll() is None:
+                    os.killpg(process.pid, number)
+                    try:
+                        process.wait(timeout=30)
+                    except subprocess.TimeoutExpired:
+                        continue
+
+
+def run(lane: Lane) -> Result:
+    start = time.monotonic()
+    lane.out.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "tools.build", "kernel", "--out", str(lane.out), "--kernel", lane.kernel]
+    command += ["--board", lane.board, "--variant", " ".join(lane.variants)]
+    # An empty environment variable is none for the Makefile; here nothing of a caller's counts.
+    status = follow(command, lane.out / "build.log", BUILD_LIMIT, MAKEFLAGS="", MAKELEVEL="")
+    if status != 0:
+        return Result("not built", {}, time.monotonic() - start)
+    known = load(lane)
+    if known and known.key == lane.key:
+        say(f"{lane.name}: ran already on these images with these tests")
+        return known
+    report = lane.out / "junit.xml"
+    report.unlink(missing_ok=True)
+    status = follow(
+        [sys.executable, "-m", "pytest", "--lg-env", str(lane.environment), "tests/board", f"--junitxml={report}"],
+        lane.out / "test.log",
+        TEST_LIMIT * lane.scale,
+        LG_BUILDDIR=str(lane.out / "images"),
+        LG_TIMEOUT_SCALE=f"{lane.scale:g}",
+    )
+    counts: Counter[tuple[str, str]] = Counter()
+    if report.exists():
+        for name, one in read_report(report).items():
+            counts[name.partition("::")[0].removeprefix("test_").partition(".")[0], one.outcome] += 1
+    outcome = "no end" if status is None else "passed" if status == 0 and counts else "failed"
+    result = Result(outcome, dict(counts), time.monotonic() - start, lane.key)
+    save(lane, result)
+    return result
+
+
+def save(lane: Lane, result: Result) -> None:
+    content = {
+        "outcome": result.outcome,
+        "counts": [[*place, number] for place, number in sorted(result.counts.items())],
+        "seconds": round(result.seconds),
+        "key": result.key,
+    }
+    write_whole(lane.out / "result.json", json.dumps(content, indent=1) + "\n")
+
+
+def load(lane: Lane) -> Result | None:
+    path = lane.out / "result.json"
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text())
+    counts = {(area, outcome): number for area, outcome, number in content["counts"]}
+    return Result(content["outcome"], counts, content["seconds"], content["key"])
+
+
+def table(results: dict[Lane, Result | None]) -> str:
+    """A row a lane: its outcome, and passed/failed/skipped tests by area."""
+    areas = sorted({area for one in results.values() if one for area, _ in one.counts})
+    rows = [["lane", "outcome", *areas]]
+    for lane, one in results.items():
+        cells = []
+        for area in areas:
+            numbers = [one.counts.get((area, kind), 0) if one else 0 for kind in ("passed", "failed", "skipped")]
+            cells.append("/".join(map(str, numbers)) if any(numbers) else "-")
+        rows.append([lane.name, one.outcome if one else "did not run", *cells])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def conclude(results: dict[Lane, Result | None]) -> int:
+    text = table(results)
+    write_whole(FOLDER / "matrix.txt", f"{text}\n")
+    say(f"\npassed/failed/skipped by area ({display(FOLDER / 'matrix.txt')}):\n{text}")
+    bad = [lane.name for lane, one in results.items() if one is None or one.outcome != "passed"]
+    say(f"{len(results) - len(bad)} of {len(results)} lanes passed" + (f"; not {', '.join(bad)}" if bad else ""))
+    return 1 if bad else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tools.matrix", description=__doc__)
+    parser.add_argument("--lanes", default="*", help="a pattern of lanes, such as '6.12-*'")
+    options = parser.parse_args()
+    results: dict[Lane, Result | None] = dict.fromkeys(lanes(pattern=options.lanes or "*"))
+    try:
+        for number, lane in enumerate(results, 1):
+            say(f"lane {number} of {len(results)}: {lane.name} (logs in {display(lane.out)})")
+            results[lane] = one = run(lane)
+            total = Counter(outcome for (_, outcome), count in one.counts.items() for _ in range(count))
+            said = ", ".join(f"{total[kind]} {kind}" for kind in ("passed", "failed", "skipped") if total[kind])
+            say(f"lane {number} of {len(results)}: {one.outcome}{f': {said}' if said else ''} ({one.seconds:.0f} s)")
+    except KeyboardInterrupt:
+        say("interrupted: the next `make matrix` goes on here")
+        conclude(results)
+        return 130
+    return conclude(results)
+
+
+if __name__ == "__main__":
+    entry(main)
