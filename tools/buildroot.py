@@ -308,7 +308,10 @@ def parts(build: Build) -> dict[str, str]:
     overrides = build.out / "sources.mk"
     if overrides.exists():
         for name, folder in re.findall(r"(?m)^([A-Z0-9_]+)_OVERRIDE_SRCDIR = (\S+)$", overrides.read_text()):
-            keys[name.lower().replace("_", "-")] = folder
+            package = name.lower().replace("_", "-")
+            keys[package] = folder
+            # The host's variant of a package inherits its source.
+            keys.setdefault(f"host-{package.removeprefix('host-')}", folder)
     for folder in sorted((build.out / "build").glob("*-*/.stamp_configured")):
         # Buildroot leaves a package as it is when its options change.
         name = folder.parent.name.rpartition("-")[0]
