@@ -13,8 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tools import buildroot, fragments, sources
-from tools.boards import boards, products
+from tools import buildroot, fragments, matrix, sources
+from tools.boards import board, boards, products
 from tools.common import OUTPUT, ROOT, UserError, display, entry, need_tools, run, say, sha256, write_whole
 from tools.kernel import Kernel
 from tools.source import BASE, GIT, IDENTITY, Repository, Series, kernel_lines, series, why_not
@@ -198,21 +198,23 @@ def apply_by_git(tree: Path, repository: Repository, patches: Series) -> None:
 
 
 def check_fragments() -> None:
-    """Every request of every board and variant is granted by the patched kernel."""
-    variants = sorted(path.stem for path in (ROOT / "board/common/variants").glob("*.config"))
+    """Every request of every board, and of the variants that the matrix builds, is granted by the patched kernel."""
     jobs = []
     for repository, patches in kernel_sources():
         source = repository.prepare(patches)
-        for board in boards():
-            for variant in ((), *((one,) for one in variants)):
-                files = fragments.for_kernel(board.kernel_fragment, repository.kernel, variant)
-                fragments.read(files)
-                build = OUTPUT / "check" / "-".join([board.name, repository.kernel, *variant])
-                jobs.append((Kernel(source, build, epoch=0, localversion=""), files))
-    # The first one alone: what make writes into the source tree is then there for all.
-    jobs[0][0].configure(jobs[0][1])
+        wanted: set[tuple[str, tuple[str, ...]]] = {(one.name, ()) for one in boards()}
+        wanted |= {(lane.board, lane.variants) for lane in matrix.lanes() if lane.kernel == repository.kernel}
+        for name, variants in sorted(wanted):
+            files = fragments.for_kernel(board(name).kernel_fragment, repository.kernel, variants)
+            fragments.read(files)
+            build = OUTPUT / "check" / "-".join([name, repository.kernel, *variants])
+            jobs.append((Kernel(source, build, epoch=0, localversion=""), files))
+    # The first of each line alone: what make writes into the source tree is then there for all.
+    first = {kernel.source: (kernel, files) for kernel, files in reversed(jobs)}
+    for kernel, files in first.values():
+        kernel.configure(files)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(lambda job: job[0].configure(job[1]), jobs[1:]))
+        list(pool.map(lambda job: job[0].configure(job[1]), jobs))
 
 
 def buildroot_tree() -> Path:
@@ -234,16 +236,16 @@ def check_package() -> None:
 def check_defconfigs() -> None:
     """Each defconfig, as it stands and with what SOURCES=debian changes in it, is granted by Buildroot to the letter."""
     tree = buildroot_tree()
-    for board in products():
+    for product in products():
         for origin in ("upstream", "debian"):
-            out = OUTPUT / "check" / f"buildroot-{board.name}-{origin}"
-            build = buildroot.Build(board, kernel_lines()[0], out, tree, origin, OUTPUT / "check/store")
+            out = OUTPUT / "check" / f"buildroot-{product.name}-{origin}"
+            build = buildroot.Build(product, kernel_lines()[0], out, tree, origin, OUTPUT / "check/store")
             lines = ""
             if origin == "debian":
-                patches = buildroot.global_patches(buildroot.defconfig(board))
+                patches = buildroot.global_patches(buildroot.defconfig(product))
                 lines = sources.fragment(build.store, out, "kernel.tar.xz", "gcc.tar.gz", patches)
             (out / "hashes").mkdir(parents=True, exist_ok=True)
-            buildroot.make_config(build, buildroot.merged(buildroot.defconfig(board).read_text(), lines))
+            buildroot.make_config(build, buildroot.merged(buildroot.defconfig(product).read_text(), lines))
             command(tree / "support/scripts/check-dotconfig.py", build.config, out / "defconfig")
 
 
