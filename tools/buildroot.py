@@ -327,9 +327,16 @@ def drop_stale(build: Build) -> None:
     known: dict[str, str] = json.loads(stamp.read_text()) if stamp.exists() else {}
     now = parts(build)
     stale = sorted({name.split()[0] for name, key in known.items() if now.get(name, key) != key})
-    targets = [f"{name}-dirclean" for name in stale if list((build.out / "build").glob(f"{name}-[0-9c]*"))]
+    # A version, or what stands for it where the source is a folder of somebody's
+    built = [
+        name
+        for name in stale
+        for kind in ("[0-9]*", "custom", "local")
+        if list((build.out / "build").glob(f"{name}-{kind}"))
+    ]
+    targets = [f"{name}-dirclean" for name in built]
     if targets:
-        say(f"changed since the last build, so built anew: {', '.join(stale)}")
+        say(f"changed since the last build, so built anew: {', '.join(built)}")
         run(build.command("--silent", *targets), environment=build.environment(), what="Buildroot", timeout=900)
     write_whole(stamp, json.dumps(now, indent=1))
 

@@ -172,6 +172,23 @@ def test_an_edited_configuration_is_not_thrown_away(tmp_path: Path) -> None:
     assert made.config.read_text() == "BR2_A=y\n"
 
 
+@pytest.mark.parametrize("folder", ["daxprobe-local", "daxprobe-custom", "daxprobe-1.2"])
+def test_what_changed_is_built_anew(tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = a_build(tmp_path, "BR2_A=y\n")
+    (made.out / "build" / folder).mkdir(parents=True)
+    called: list[str] = []
+    monkeypatch.setattr(buildroot, "run", lambda command, **rest: called.extend(command[-1:]))
+    buildroot.drop_stale(made)
+    assert called == []
+    stamp = made.out / ".arm-pmem-parts.json"
+    known = json.loads(stamp.read_text())
+    # ndctl has changed as well, and was never built here
+    stamp.write_text(json.dumps(known | {"daxprobe": "older", "linux": known["linux"], "ndctl": "older"}))
+    buildroot.drop_stale(made)
+    assert called == ["daxprobe-dirclean"]
+    assert json.loads(stamp.read_text()) == known
+
+
 def test_every_board_has_a_defconfig_that_names_its_own_files() -> None:
     for one in boards.products():
         text = buildroot.defconfig(one).read_text()
