@@ -315,8 +315,12 @@ def parts(build: Build) -> dict[str, str]:
     for folder in sorted((build.out / "build").glob("*-*/.stamp_configured")):
         # Buildroot leaves a package as it is when its options change.
         name = folder.parent.name.rpartition("-")[0]
-        options = rf"BR2_(PACKAGE|TARGET)_{sources.variable(name)}(_\w+)?"
-        mine = [f"{symbol}={value}" for symbol, value in config.items() if re.fullmatch(options, symbol)]
+        heads = tuple(f"BR2_{kind}_{sources.variable(name)}" for kind in ("PACKAGE", "TARGET"))
+        mine = [
+            f"{symbol}={value}"
+            for symbol, value in config.items()
+            if symbol in heads or symbol.startswith(tuple(f"{head}_" for head in heads))
+        ]
         keys[f"{name} options"] = sha256("\n".join(mine).encode())
     return keys
 

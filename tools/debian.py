@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 from collections.abc import Sequence
@@ -50,12 +51,21 @@ def archives() -> list[Archive]:
     return [found.pop(SUITE), *found.values()]
 
 
+@functools.cache
+def versions() -> dict[str, str]:
+    """What dpkg has installed on this machine; nothing where there is no dpkg. One question for all: each takes a while."""
+    try:
+        form = "${db:Status-Status} ${Package} ${Version}\n"
+        listed = run(["dpkg-query", "--show", "--showformat", form], what="dpkg-query")
+    except UserError:
+        return {}
+    rows = [line.split() for line in listed.splitlines()]
+    return {row[1]: row[2] for row in rows if len(row) == 3 and row[0] == "installed"}
+
+
 def installed(package: str) -> str:
     """The version of a package on this machine; '' where there is none, or no dpkg."""
-    try:
-        return run(["dpkg-query", "--show", "--showformat", "${Version}", package], what=package).strip()
-    except UserError:
-        return ""
+    return versions().get(package, "")
 
 
 def download(packages: Sequence[str], folder: Path) -> list[Path]:
