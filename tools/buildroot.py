@@ -310,6 +310,10 @@ def parts(build: Build) -> dict[str, str]:
         for name, folder in re.findall(r"(?m)^([A-Z0-9_]+)_OVERRIDE_SRCDIR = (\S+)$", overrides.read_text()):
             package = name.lower().replace("_", "-")
             keys[package] = folder
+            # The folder of an unpacked source has a name of its own for each content; that of an installed program has not.
+            if Path(folder).parent.name == "tools":
+                wrappers = sorted(path for path in Path(folder).glob("*") if path.is_file())
+                keys[package] += " " + sha256("".join(sha256(path) for path in wrappers).encode())
             # The host's variant of a package inherits its source.
             keys.setdefault(f"host-{package.removeprefix('host-')}", folder)
     for folder in sorted((build.out / "build").glob("*-*/.stamp_configured")):
