@@ -235,7 +235,9 @@ def test_a_line_that_is_no_request_is_an_error(tmp_path: Path, line: str) -> Non
 
 
 def test_an_unknown_variant_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match="unknown VARIANT 'x': the variants are aliasing, debug, kasan, nohighmem, nolpae"):
+    with pytest.raises(
+        UserError, match="unknown VARIANT 'x': the variants are aliasing, debug, kasan, nohighmem, nolpae"
+    ):
         fragments.for_kernel(ROOT / "board/board/linux.config", "6.1", ["x"])
 
 
