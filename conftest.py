@@ -13,7 +13,7 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -44,17 +44,21 @@ def image_folder() -> Path:
     return ROOT / os.environ.get("LG_BUILDDIR", "output/board/images")
 
 
-def image_kind() -> str:
-    """buildroot or minimal, for the features of an environment; `none` where nothing has been built."""
-    manifest = image_folder() / "manifest.json"
-    return str(json.loads(manifest.read_text())["image"]) if manifest.is_file() else "none"
+def manifest() -> dict[str, Any]:
+    """What the images are made of; nothing where none has been built."""
+    path = image_folder() / "manifest.json"
+    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return content
 
 
-def data_cache() -> str:
-    """What the kernel takes the data cache for: `dcache-aliasing` in VARIANT=aliasing, else it can do `dax`."""
-    manifest = image_folder() / "manifest.json"
-    variants = json.loads(manifest.read_text())["kernel"]["variants"] if manifest.is_file() else []
-    return "dcache-aliasing" if "aliasing" in variants else "dax"
+def features(built: dict[str, Any]) -> dict[str, str]:
+    """What the features of an environment depend on: the kind of image (`none` where there is none), and what the kernel
+    takes the data cache for: `dcache-aliasing` in VARIANT=aliasing, else it can do `dax`."""
+    variants = built["kernel"]["variants"] if built else []
+    return {
+        "LG_IMAGE": str(built["image"]) if built else "none",
+        "LG_DCACHE": "dcache-aliasing" if "aliasing" in variants else "dax",
+    }
 
 
 def board_of(env_file: str | None) -> str:
@@ -93,8 +97,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     env_file = environment_file(config)
     os.environ.setdefault("LG_BUILDDIR", f"output/{board_of(env_file)}/images")
     os.environ["LG_BUILDDIR"] = str(image_folder())
-    os.environ["LG_IMAGE"] = image_kind()
-    os.environ["LG_DCACHE"] = data_cache()
+    os.environ.update(features(manifest()))
     if env_file and not os.path.isfile(env_file):
         raise pytest.UsageError(f"There is no environment {env_file}: name a labgrid YAML, such as arm-pmem.yaml.")
     if not (config.getoption("interactive") or config.getoption("dry_run")):

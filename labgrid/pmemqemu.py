@@ -87,17 +87,16 @@ def device_tree_regions(dtb: Path) -> tuple[list[Region], list[Region]]:
     # The defaults are those of the Devicetree Specification, 2.3.5.
     widths = cells("#address-cells", 2), cells("#size-cells", 1)
 
+    def number(words: list[int]) -> int:
+        return sum(word << 32 * place for place, word in enumerate(reversed(words)))
+
     def place(node: fdt.Node) -> tuple[int, int]:
         words = list(node.get_property("reg").data)
         if len(words) != sum(widths):
             raise DeviceTreeError(
                 f"{node.name} in {dtb} has {len(words)} cells in reg: one range, of {sum(widths)} cells, was expected."
             )
-        address, size = (
-            int.from_bytes(b"".join(word.to_bytes(4, "big") for word in part), "big")
-            for part in (words[: widths[0]], words[widths[0] :])
-        )
-        return address, size
+        return number(words[: widths[0]]), number(words[widths[0] :])
 
     ram = [Region(*place(node)) for node in root.nodes if node.name.startswith("memory@")]
     regions = [

@@ -319,12 +319,8 @@ def parts(build: Build) -> dict[str, str]:
     for folder in sorted((build.out / "build").glob("*-*/.stamp_configured")):
         # Buildroot leaves a package as it is when its options change.
         name = folder.parent.name.rpartition("-")[0]
-        heads = tuple(f"BR2_{kind}_{sources.variable(name)}" for kind in ("PACKAGE", "TARGET"))
-        mine = [
-            f"{symbol}={value}"
-            for symbol, value in config.items()
-            if symbol in heads or symbol.startswith(tuple(f"{head}_" for head in heads))
-        ]
+        heads = tuple(f"BR2_{kind}_{sources.variable(name)}_" for kind in ("PACKAGE", "TARGET"))
+        mine = [f"{symbol}={value}" for symbol, value in config.items() if f"{symbol}_".startswith(heads)]
         keys[f"{name} options"] = sha256("\n".join(mine).encode())
     return keys
 

@@ -7,13 +7,15 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "output"
@@ -50,6 +52,40 @@ def display(path: Path) -> str:
         return str(path.resolve().relative_to(ROOT))
     except ValueError:
         return str(path)
+
+
+def bounded(
+    command: Sequence[str | Path],
+    limit: float,
+    *,
+    cwd: Path = ROOT,
+    env: Mapping[str, str],
+    output: IO[str] | None = None,
+) -> int | None:
+    """A command's exit status, or None when it had to be ended, with all that it started; limit in seconds.
+
+    Its output goes to a file, or to where ours goes.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT if output else None,
+        start_new_session=True,
+    )
+    try:
+        return process.wait(timeout=limit)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        # SIGINT: what has started a Buildroot or an emulator ends that in order.
+        for number in (signal.SIGINT, signal.SIGKILL):
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=30)
 
 
 def need_tools(names: Iterable[str]) -> None:

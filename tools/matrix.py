@@ -11,8 +11,6 @@ import argparse
 import fnmatch
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -22,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from tools.common import OUTPUT, ROOT, UserError, display, entry, say, sha256, write_whole
+from tools.common import OUTPUT, ROOT, UserError, bounded, display, entry, say, sha256, write_whole
 from tools.regression import read_report
 
 LANES = ROOT / "tests/matrix.yaml"
@@ -86,30 +84,9 @@ def lanes(file: Path = LANES, pattern: str = "*") -> list[Lane]:
 
 
 def follow(command: Sequence[str], log: Path, limit: float, **environment: str) -> int | None:
-    """A command's exit status, or None when it had to be ended, with all that it started; its output goes to a file."""
+    """A command as `bounded` runs it, with its output in a log."""
     with log.open("w") as stream:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            return process.wait(timeout=limit)
-        except subprocess.TimeoutExpired:
-            return None
-        finally:
-            # SIGINT lets pytest end its emulators in order.
-            for number in (signal.SIGINT, signal.SIGKILL):
-                if process.poll() is None:
-                    os.killpg(process.pid, number)
-                    try:
-                        process.wait(timeout=30)
-                    except subprocess.TimeoutExpired:
-                        continue
+        return bounded(command, limit, env={**os.environ, **environment}, output=stream)
 
 
 def run(lane: Lane) -> Result:
@@ -197,7 +174,9 @@ def main() -> int:
         for number, lane in enumerate(results, 1):
             say(f"lane {number} of {len(results)}: {lane.name} (logs in {display(lane.out)})")
             results[lane] = one = run(lane)
-            total = Counter(outcome for (_, outcome), count in one.counts.items() for _ in range(count))
+            total: Counter[str] = Counter()
+            for (_, outcome), count in one.counts.items():
+                total[outcome] += count
             said = ", ".join(f"{total[kind]} {kind}" for kind in ("passed", "failed", "skipped") if total[kind])
             say(f"lane {number} of {len(results)}: {one.outcome}{f': {said}' if said else ''} ({one.seconds:.0f} s)")
     except KeyboardInterrupt:

@@ -7,14 +7,12 @@ import argparse
 import json
 import os
 import shutil
-import signal
-import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tools import build, buildroot
-from tools.common import OUTPUT, ROOT, UserError, display, entry, run, say, sha256
+from tools.common import OUTPUT, ROOT, UserError, bounded, display, entry, run, say, sha256
 
 FOLDER = OUTPUT / "repro"
 # Paths of different length: one that gets into a file moves what is behind it.
@@ -73,7 +71,9 @@ def explain(first: Path, second: Path, names: Sequence[str], reports: Path) -> N
             continue
         report = reports / f"{name}.txt"
         say(f"diffoscope on {name} (at most {DIFF_LIMIT} s)")
-        status = bounded(["diffoscope", "--no-progress", "--text", report, one, two], reports, os.environ, DIFF_LIMIT)
+        status = bounded(
+            ["diffoscope", "--no-progress", "--text", report, one, two], DIFF_LIMIT, cwd=reports, env=os.environ
+        )
         if report.exists():
             say(f"  {display(report)}")
         else:
@@ -81,29 +81,6 @@ def explain(first: Path, second: Path, names: Sequence[str], reports: Path) -> N
 
 
 # --- building ----------------------------------------------------------------------------------
-
-
-def bounded(command: Sequence[str | Path], cwd: Path, env: Mapping[str, str], limit: float) -> int | None:
-    """A command's exit status, or None when it had to be ended with all that it started."""
-    process = subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
-    try:
-        return process.wait(timeout=limit)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        end(process)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    # SIGINT: tools.build ends the Buildroot which it started, too.
-    for number in (signal.SIGINT, signal.SIGKILL):
-        if process.poll() is not None:
-            return
-        os.killpg(process.pid, number)
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            pass
 
 
 def clone(place: Path, commit: str) -> None:
@@ -125,7 +102,7 @@ def build_in(place: Path, chosen: build.Configured) -> Path:
     origin = f"archive:{Path(archive).absolute()}" if kind == "archive" else chosen.sources
     words = [f"KERNEL={chosen.kernel}", f"IMAGE={chosen.image}", f"SOURCES={origin}"]
     for command in (["make", f"{chosen.board.name}_defconfig", *words], ["make"]):
-        status = bounded(command, place, environment(), BUILD_LIMIT)
+        status = bounded(command, BUILD_LIMIT, cwd=place, env=environment())
         if status is None:
             raise UserError(f"no end of `{command[0]}` in {display(place)} after {BUILD_LIMIT} s")
         if status:

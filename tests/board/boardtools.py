@@ -312,6 +312,14 @@ class Volumes:
         self.sh(f"{FSCK[kind]} {device}", timeout=60)
 
 
+# What the kernel says of a mount with DAX where there is none; the second is that of a kernel without FS_DAX.
+REFUSED = ("DAX unsupported by block device", "dax option not supported")
+
+
+def dax_refused(said: str) -> bool:
+    return any(message in said for message in REFUSED)
+
+
 def is_dax(sh: Shell, path: str) -> bool:
     """STATX_ATTR_DAX (0x200000) of a file, when the file system knows the attribute at all."""
     out = sh(f"xfs_io -r -c 'statx -r' {path}")

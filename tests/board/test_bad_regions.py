@@ -27,7 +27,7 @@ class Bad:
     reserved: int = 0
 
 
-def places(sh: Shell, regions: list[Region]) -> dict[str, Bad]:
+def places(sh: Shell, regions: list[Region], cells: int) -> dict[str, Bad]:
     """Bad regions for this very board: in its RAM, or behind all that it has where nothing is read."""
     ram = [
         tuple(int(number, 16) for number in line.split()[0].split("-"))
@@ -36,7 +36,6 @@ def places(sh: Shell, regions: list[Region]) -> dict[str, Bad]:
     largest, last = max(ram, key=lambda one: one[1] - one[0]), max(ram)[1]
     top = max([end + 1 for _, end in ram] + [region.address + region.size for region in regions])
     free = (top + 64 * MIB) & -(64 * MIB)
-    cells = int(sh("od -An -tx1 '/proc/device-tree/#address-cells' | tr -d ' '"), 16)
     found = {
         "in RAM": Bad(sum(largest) // 2 & -MIB, MIB, r"could not reserve region \[mem {range}"),
         "larger than the vmalloc space": Bad(
@@ -76,8 +75,8 @@ def overlay(bad: dict[str, Bad], cells: int) -> str:
 def bad(_shell: Shell, strategy: Any, regions: list[Region], tmp_path_factory: Any) -> Iterator[dict[str, Bad]]:
     """The board, started with all bad regions beside its own."""
     _shell.ready()
-    found = places(_shell, regions)
     cells = int(_shell("od -An -tx1 '/proc/device-tree/#address-cells' | tr -d ' '"), 16)
+    found = places(_shell, regions, cells)
     folder: Path = tmp_path_factory.mktemp("bad")
     source, target = folder / "bad.dtso", folder / "bad.dtbo"
     source.write_text(overlay(found, cells))

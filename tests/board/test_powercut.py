@@ -12,7 +12,6 @@ cannot be seen for the same reason; a sync that is left out can, and the last te
 from __future__ import annotations
 
 import random
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,14 @@ from typing import Any
 import powercut
 import pytest
 from boardlib import scaled
-from boardtools import Region, Shell, Volumes
+from boardtools import CommandFailed, MountRefused, Region, Shell, Volumes
 
 pytestmark = pytest.mark.lg_feature(["power-cut", "host-memory", "dax"])
 # The host copies it after each cut.
 FS_MIB = 32
 # Acknowledged records before the cut, of all writers together: few, so that many cuts hit the beginning of things, or many.
 ACKS = (3, 600)
-ACK = re.compile(rb"(\w+) acked (\d+)\r?\n")
+ACK = r"(\w+) acked (\d+)\r?\n"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -59,7 +58,7 @@ def cut(
     acked = dict.fromkeys(powercut.WRITERS, 0)
     wanted = chance.randint(*ACKS)
     for _ in range(wanted):
-        _, _, match, _ = console.expect(ACK.pattern.decode(), timeout=scaled(30))
+        _, _, match, _ = console.expect(ACK, timeout=scaled(30))
         acked[match[1].decode()] = int(match[2])
     time.sleep(chance.random() * 0.02)
     strategy.power_cut()
@@ -70,10 +69,9 @@ def cut(
 def region(sh: Shell, scratch: Volumes, pmem: Region) -> Region:
     """The persistent region with an ext4 on it: the one that the last cycle left, or a new one."""
     try:
-        if sh.run(f"[ $(blkid -s LABEL -o value {pmem.device}) = powercut ]")[0]:
-            raise AssertionError
+        sh(f"[ $(blkid -s LABEL -o value {pmem.device}) = powercut ]")
         scratch.mount("ext4", pmem.device, "dax=always")
-    except AssertionError:
+    except (CommandFailed, MountRefused):
         scratch.make("ext4", pmem.device, "-L powercut", f"{FS_MIB}M")
         scratch.mount("ext4", pmem.device, "dax=always")
     return pmem

@@ -6,17 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from boardtools import Region, Shell, Volumes, is_dax
+from boardtools import Region, Shell, Volumes, dax_refused, is_dax
 from test_dax import DAX_OPTION, KINDS
-from test_dm import DM, create
 
 pytestmark = pytest.mark.lg_feature("dcache-aliasing")
-# The second is what a kernel without FS_DAX says: one for cores older than ARMv6, which alias all.
-REFUSED = ("DAX unsupported by block device", "dax option not supported")
-
-
-def refused(said: str) -> bool:
-    return any(message in said for message in REFUSED)
 
 
 def test_the_queue_says_that_the_device_cannot_do_dax(sh: Shell, regions: list[Region]) -> None:
@@ -43,14 +36,14 @@ def test_ext4_refuses_the_mount(scratch: Volumes, pmem: Region, options: str) ->
     scratch.make("ext4", pmem.device)
     status, said = scratch.try_mount("ext4", pmem.device, options)
     assert status
-    assert refused(said)
+    assert dax_refused(said)
 
 
 @pytest.mark.parametrize("kind", ["ext2", "xfs"])
 def test_the_others_go_on_without_and_say_so(sh: Shell, scratch: Volumes, pmem: Region, kind: str) -> None:
     scratch.make(kind, pmem.device)
     status, said = scratch.try_mount(kind, pmem.device, DAX_OPTION[kind])
-    assert refused(said)
+    assert dax_refused(said)
     # xfs without FS_DAX refuses the mount, too.
     if status == 0:
         sh(f"echo hello >{scratch.point(pmem.device)}/file")
@@ -85,33 +78,6 @@ class TestWorks:
     def test_a_program_runs_from_it(self, sh: Shell, folder: str) -> None:
         sh(f"cp $(readlink -f /bin/busybox) {folder}/busybox && sync && echo 3 >/proc/sys/vm/drop_caches")
         assert sh(f"{folder}/busybox echo hello") == "hello"
-
-
-ROWS = {
-    "linear": "0 32768 linear {0} 8192",
-    "stripe": "0 32768 striped 2 32 {0} 0 {0} 65536",
-}
-
-
-@pytest.mark.parametrize("kind", ROWS)
-class TestDeviceMapper:
-    @pytest.fixture
-    def device(self, sh: Shell, scratch: Volumes, pmem: Region, kind: str) -> str:
-        create(sh, ROWS[kind].format(pmem.device))
-        scratch.make("ext4", DM)
-        return DM
-
-    def test_it_comes_up_and_works(self, sh: Shell, scratch: Volumes, device: str) -> None:
-        point = scratch.mount("ext4", device)
-        digest = sh(f"dd if=/dev/urandom of={point}/f bs=64k count=16 conv=fsync 2>/dev/null; sha256sum <{point}/f")
-        scratch.check("ext4", device)
-        scratch.mount("ext4", device)
-        assert sh(f"sha256sum <{point}/f") == digest
-
-    def test_it_refuses_dax(self, scratch: Volumes, device: str) -> None:
-        status, said = scratch.try_mount("ext4", device, "dax")
-        assert status
-        assert refused(said)
 
 
 @pytest.mark.lg_feature("power-cut")
