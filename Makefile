@@ -90,9 +90,12 @@ $(addsuffix /manifest.json,$(sort $(images) output/board/images)):
 	@test -e $(dir $(@D))board.json || $(MAKE) $(or $(BOARD),board)_defconfig
 	@$(MAKE) all BOARD=$(or $(BOARD),board)
 
-.PHONY: powercut
+.PHONY: powercut soak
 powercut: $(needed) ## power cuts at random moments under random writers: CYCLES=100
 	@LG_BUILDDIR='$(images)' $(PYTHON) -m pytest --lg-env $(or $(LG_ENV),arm-pmem.yaml) tests/board/test_powercut.py --cycles $(or $(CYCLES),100)
+
+soak: $(needed) ## everything at once, with little memory and processors that come and go: MINUTES=60
+	@LG_BUILDDIR='$(images)' $(PYTHON) -m pytest --lg-env $(or $(LG_ENV),arm-pmem.yaml) tests/board/test_soak.py --minutes $(or $(MINUTES),60)
 
 .PHONY: matrix
 matrix: ## all lanes of tests/matrix.yaml, built and tested: hours; goes on where it was stopped (LANES='6.12-*')

@@ -33,7 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--interactive", action="store_true", help="no tests: the machine's console on this terminal")
     group.addoption("--dry-run", action="store_true", help="no tests: print the command of the emulator")
     group.addoption("--cycles", type=int, default=20, metavar="N", help="how many power cuts under load (20)")
-    group.addoption("--seed", default=str(int(time.time())), help="of what is random in them (default: the time)")
+    group.addoption("--minutes", type=int, default=0, metavar="N", help="how long the soak takes (one short round)")
+    group.addoption("--seed", default=str(int(time.time())), help="of what is random in both (default: the time)")
     group.addoption(
         "--board-logs", metavar="DIR", help="where the logs go (default: logs/<time>/ beside the images folder)"
     )

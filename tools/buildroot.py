@@ -299,7 +299,7 @@ def parts(build: Build) -> dict[str, str]:
     inputs: dict[str, list[Path]] = {
         "linux": [*files("BR2_LINUX_KERNEL_PATCH", "BR2_LINUX_KERNEL_CONFIG_FRAGMENT_FILES"), *external],
         "uboot": [*files("BR2_TARGET_UBOOT_CONFIG_FRAGMENT_FILES"), *external, *global_files("uboot")],
-        "daxprobe": sorted((ROOT / "tests/daxprobe").glob("*.*")),
+        "daxprobe": sorted(path for path in (ROOT / "tests/daxprobe").iterdir() if path.is_file()),
     }
     for folder in sorted((EXTERNAL / "package").iterdir()):
         inputs.setdefault(folder.name, []).extend(sorted(path for path in folder.iterdir() if path.is_file()))

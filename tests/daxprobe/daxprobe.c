@@ -64,6 +64,7 @@ static int help(void)
 	     "       daxprobe [--no-sync] --writer FILE COUNT | --fsync-writer FILE COUNT |\n"
 	     "                            --overwrite-writer FILE COUNT | --rename-writer FILE COUNT\n"
 	     "       daxprobe --check-records FILE [--acked COUNT]\n"
+	     "       daxprobe --soak-file FILE SECONDS SEED | --soak-tree DIR SECONDS SEED\n"
 	     "\n"
 	     "Runs points on files that it makes in DIR, and prints TAP; exit 0 if all are ok.\n"
 	     "  --dir DIR           a directory on the file system under test\n"
@@ -80,7 +81,11 @@ static int help(void)
 	     "  --rename-writer     each record in a new file that takes the old one's name\n"
 	     "  --no-sync           acknowledge what was not synced: a power cut must show it\n"
 	     "  --check-records     prints highest, valid, torn, missing; exit 1 if any is torn or\n"
-	     "                      missing, with --acked: if any of the first COUNT is not valid");
+	     "                      missing, with --acked: if any of the first COUNT is not valid\n"
+	     "\n"
+	     "For a soak: random operations, the same for the same SEED.\n"
+	     "  --soak-file         on one file and its mappings; each must see what was put there\n"
+	     "  --soak-tree         on names in DIR: make, write, rename, link, remove");
 	return 0;
 }
 
@@ -298,6 +303,14 @@ static int write_records(const char *option, const char *path, int count, char *
 	return records_write(path, number(args[0]), how, true);
 }
 
+static int soak(const char *option, int (*load)(const char *, unsigned int, unsigned int),
+		const char *path, int count, char **args)
+{
+	if (count != 2 || !number(args[0]) || !number(args[1]))
+		return usage_error("%s wants a path, a number of seconds and a seed", option);
+	return load(path, number(args[0]), number(args[1]));
+}
+
 static int check_records(const char *path, int count, unsigned int acked, bool acked_given)
 {
 	struct record_report report;
@@ -316,7 +329,7 @@ static int check_records(const char *path, int count, unsigned int acked, bool a
 enum option_id {
 	OPT_DIR = 256, OPT_NO_DAX_DIR, OPT_LIMIT, OPT_LIST, OPT_DESCRIBE, OPT_HELP,
 	OPT_WRITER, OPT_FSYNC_WRITER, OPT_OVERWRITE_WRITER, OPT_RENAME_WRITER, OPT_NO_SYNC,
-	OPT_CHECK_RECORDS, OPT_ACKED, OPT_SELFTEST,
+	OPT_CHECK_RECORDS, OPT_ACKED, OPT_SOAK_FILE, OPT_SOAK_TREE, OPT_SELFTEST,
 };
 
 static const struct option options[] = {
@@ -333,6 +346,8 @@ static const struct option options[] = {
 	{ "no-sync", no_argument, NULL, OPT_NO_SYNC },
 	{ "check-records", required_argument, NULL, OPT_CHECK_RECORDS },
 	{ "acked", required_argument, NULL, OPT_ACKED },
+	{ "soak-file", required_argument, NULL, OPT_SOAK_FILE },
+	{ "soak-tree", required_argument, NULL, OPT_SOAK_TREE },
 	{ "selftest", required_argument, NULL, OPT_SELFTEST },	/* point exec_program */
 	{ }
 };
@@ -403,6 +418,10 @@ int main(int argc, char **argv)
 		return write_records("--overwrite-writer", file, argc, argv, BY_OVERWRITE);
 	case OPT_RENAME_WRITER:
 		return write_records("--rename-writer", file, argc, argv, BY_RENAME);
+	case OPT_SOAK_FILE:
+		return soak("--soak-file", soak_file, file, argc, argv);
+	case OPT_SOAK_TREE:
+		return soak("--soak-tree", soak_tree, file, argc, argv);
 	case OPT_CHECK_RECORDS:
 		return check_records(file, argc, acked, acked_given);
 	default:

@@ -124,4 +124,8 @@ void records_do_not_sync(void);
 int records_check(const char *path, struct record_report *report);
 size_t record_size(void);
 
+/* soak.c: load that checks itself, for some seconds. */
+int soak_file(const char *path, unsigned int seconds, unsigned int seed);
+int soak_tree(const char *dir, unsigned int seconds, unsigned int seed);
+
 #endif
