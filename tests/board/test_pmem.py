@@ -99,26 +99,6 @@ def test_fio_verifies_random_writes_on_the_device(sh: Shell, scratch: Volumes, p
     )
 
 
-def test_the_sector_mode_survives_and_goes_away(sh: Shell, scratch: Volumes, pmem: Region) -> None:
-    namespace = sh(f"basename $(readlink -f /sys/block/{pmem.name}/device)")
-    sh(f"ndctl create-namespace -f -e {namespace} --mode=sector", timeout=60)
-    try:
-        sh(
-            f"dd if=/dev/urandom of=/tmp/data bs=64k count=4 2>/dev/null; dd if=/tmp/data of={pmem.device}s bs=4k conv=fsync"
-        )
-        # Taken away and given back: the map of its blocks is read anew.
-        holder = sh("basename $(dirname $(grep -l . /sys/bus/nd/devices/btt*/namespace | xargs grep -l namespace))")
-        sh(f"echo {holder} >/sys/bus/nd/drivers/nd_pmem/unbind && echo {holder} >/sys/bus/nd/drivers/nd_pmem/bind")
-        sh(f"dd if={pmem.device}s bs=64k count=4 2>/dev/null | cmp - /tmp/data; s=$?; rm /tmp/data; exit $s")
-        assert sh(f"cat /sys/block/{pmem.name}s/queue/dax") == "0"
-    finally:
-        sh(
-            f"ndctl disable-namespace {namespace}; ndctl destroy-namespace -f {namespace}; ndctl enable-namespace {namespace}; "
-            f"test -e {pmem.device}",
-            timeout=60,
-        )
-
-
 def partition(sh: Shell, device: str, *lines: str) -> None:
     text = "\\n".join(["label: gpt", *lines])
     sh(f"printf '{text}\\n' | sfdisk -q {device} && partx -u {device}; test -e {device}p1")

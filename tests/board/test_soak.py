@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Everything at once, for long: `make soak MINUTES=N`. Without it, one short round.
 
-A round is a test. On an ext4 with DAX and on an xfs with DAX over the device mapper, at the same time: random operations on
+A round is a test. On an ext4 with DAX and on an ext2 with DAX over the device mapper, at the same time: random operations on
 files, which must hold what was put there, random operations on a tree of names, and fio with checksums; and meanwhile
 memory runs short again and again, and processors are taken away and given back. Then each load must have ended well, what
 they wrote must be there after a new mount, and fsck must find nothing to mend.
+
+There is no xfs in it: on Linux 6.1 it shuts down, with DAX or without, when a processor goes while it collects a commit
+("ctx ticket reservation ran out"; mended in 6.6 by ecd49f7a36fb).
 """
 
 from __future__ import annotations
@@ -62,11 +65,11 @@ def points(sh: Shell, scratch: Volumes, regions: list[Region], pmem: Region) -> 
     if others:
         each = others[0].size // 1024
         create(sh, f"0 {each} linear {others[0].device} {each}", f"{each} {each} linear {others[0].device} 0")
-        devices = {"ext4": pmem.device, "xfs": "/dev/mapper/t"}
+        devices = {"ext4": pmem.device, "ext2": "/dev/mapper/t"}
     else:
         create(sh, f"0 {half} linear {pmem.device} 0", name="u")
         create(sh, f"0 {half} linear {pmem.device} {half}")
-        devices = {"ext4": "/dev/mapper/u", "xfs": "/dev/mapper/t"}
+        devices = {"ext4": "/dev/mapper/u", "ext2": "/dev/mapper/t"}
     for kind, device in devices.items():
         scratch.make(kind, device)
         scratch.mount(kind, device, "dax=always")
