@@ -312,8 +312,8 @@ class Volumes:
         self.sh(f"{FSCK[kind]} {device}", timeout=60)
 
 
-# What the kernel says of a mount with DAX where there is none; the second is that of a kernel without FS_DAX.
-REFUSED = ("DAX unsupported by block device", "dax option not supported")
+# What the kernel says of a mount with DAX where there is none; all but the first of a kernel without FS_DAX, the last is xfs.
+REFUSED = ("DAX unsupported by block device", "dax option not supported", "XFS: unknown mount option [dax]")
 
 
 def dax_refused(said: str) -> bool:
