@@ -135,11 +135,13 @@ def compile_device_tree(source: Path, kernel: Path, folder: Path) -> Path:
     trees = kernel / "arch/arm/boot/dts"
     places = [trees, *sorted(path for path in trees.iterdir() if path.is_dir()), kernel / "include"]
     includes = [word for place in places for word in ("-I", str(place))]
+    # For dtc's own /include/, which a few of the kernel's trees use
+    searched = [word for place in places for word in ("-i", str(place))]
     whole, tree = folder / f".{source.name}", folder / f"{source.stem}.dtb"
     what = f"{display(source)} does not compile"
     run(["cpp", "-nostdinc", "-undef", "-x", "assembler-with-cpp", *includes, "-o", whole, source], what=what)
     # The kernel's trees have warnings of their own.
-    run(["dtc", "-q", "-@", "-I", "dts", "-O", "dtb", "-o", tree, whole], what=what)
+    run(["dtc", "-q", "-@", *searched, "-I", "dts", "-O", "dtb", "-o", tree, whole], what=what)
     whole.unlink()
     return tree
 

@@ -138,7 +138,7 @@ class KernelLog:
         if self.sh.reboot_wanted:
             self._seen = self.sh.used
             return self.sh.last_words()
-        out = self.sh("dmesg -c; read taint </proc/sys/kernel/tainted; echo $taint", timeout=60)
+        out = self.sh("dmesg -c; cat /proc/sys/kernel/tainted", timeout=60)
         if self.sh.boots != self._boots:
             self._boots, self.taint = self.sh.boots, 0
         self._seen = self.sh.used
@@ -315,8 +315,8 @@ class Volumes:
         self.sh(f"{FSCK[kind]} {device}", timeout=60)
 
 
-# What the kernel says of a mount with DAX where there is none; the second is that of a kernel without FS_DAX.
-REFUSED = ("DAX unsupported by block device", "dax option not supported")
+# What the kernel says of a mount with DAX where there is none; all but the first of a kernel without FS_DAX, the last is xfs.
+REFUSED = ("DAX unsupported by block device", "dax option not supported", "XFS: unknown mount option [dax]")
 
 
 def dax_refused(said: str) -> bool:

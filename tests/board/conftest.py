@@ -14,6 +14,8 @@ import pytest
 from boardtools import CommandFailed, KernelComplaint, KernelLog, Region, Shell, Volumes, find_regions
 from labgrid.pytestplugin.hooks import LABGRID_ENV_KEY
 
+from tools import fragments
+
 ROOT = Path(__file__).resolve().parents[2]
 LOG = pytest.StashKey[KernelLog]()
 # What the kernel said until the first test
@@ -212,6 +214,14 @@ def manifest() -> dict[str, Any]:
     path = ROOT / os.environ["LG_BUILDDIR"] / "manifest.json"
     data: dict[str, Any] = json.loads(path.read_text())
     return data
+
+
+@pytest.fixture(scope="session")
+def fs_dax(manifest: dict[str, Any]) -> bool:
+    """Whether the kernel was asked for FS_DAX, had or not: there is none to ask for on cores before ARMv6."""
+    board = ROOT / "board" / manifest["board"] / "linux.config"
+    asked = fragments.read(fragments.for_kernel(board, manifest["kernel"]["line"], manifest["kernel"]["variants"]))
+    return asked["FS_DAX"].value == "y"
 
 
 class Machine:

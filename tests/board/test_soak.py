@@ -72,7 +72,7 @@ def points(sh: Shell, scratch: Volumes, regions: list[Region], pmem: Region) -> 
         devices = {"ext4": "/dev/mapper/u", "ext2": "/dev/mapper/t"}
     for kind, device in devices.items():
         scratch.make(kind, device)
-        scratch.mount(kind, device, "dax=always")
+        scratch.mount(kind, device, "dax")
     yield devices
     sh("rm -f /tmp/soaking; wait; cat /sys/devices/system/cpu/online")
 
@@ -118,5 +118,5 @@ def test_everything_at_once(
         assert is_dax(sh, f"{point}/a")
         digest = sh(f"cat {point}/a {point}/b {point}/fio/* | sha256sum", timeout=60)
         scratch.check(kind, device)
-        scratch.mount(kind, device, "dax=always")
+        scratch.mount(kind, device, "dax")
         assert sh(f"cat {point}/a {point}/b {point}/fio/* | sha256sum", timeout=60) == digest
