@@ -26,6 +26,8 @@ pytestmark = pytest.mark.lg_feature(["power-cut", "host-memory", "dax"])
 FS_MIB = 32
 # Acknowledged records before the cut, of all writers together: few, so that many cuts hit the beginning of things, or many.
 ACKS = (3, 600)
+# The same after the last writer has begun, which syncs what the others did until then
+UNSYNCED_ACKS = (200, 600)
 ACK = r"(\w+) acked (\d+)\r?\n"
 
 
@@ -56,10 +58,13 @@ def cut(
     console.sendline(f"( {start} wait )")
     sh.used += 1
     acked = dict.fromkeys(powercut.WRITERS, 0)
-    wanted = chance.randint(*ACKS)
-    for _ in range(wanted):
+    synced = "--no-sync" not in options
+    wanted = chance.randint(*(ACKS if synced else UNSYNCED_ACKS))
+    while wanted:
         _, _, match, _ = console.expect(ACK, timeout=scaled(30))
         acked[match[1].decode()] = int(match[2])
+        if synced or all(acked.values()):
+            wanted -= 1
     time.sleep(chance.random() * 0.02)
     strategy.power_cut()
     return acked
