@@ -19,7 +19,7 @@ COMPLAINTS = re.compile(
     r"possible irq lock inversion|bad unlock balance|held lock freed|KASAN: |KCSAN: |UBSAN: |"
     r"rcu.*(detected|self-detected) stall|blocked for more than|soft lockup|hard LOCKUP|Kernel panic|"
     r"sleeping function called from invalid context|scheduling while atomic|refcount_t: |list_(add|del) corruption|"
-    r"EXT4-fs error|EXT2-fs.*error|XFS.*(Corruption|Internal error|Shutting down)|kmemleak: |Call trace:|Backtrace:"
+    r"EXT4-fs error|EXT2-fs.*error|XFS.*(Corruption|Internal error|Shutting down)|kmemleak: (\d+ new|.*disabled)|unreferenced object 0x|Call trace:|Backtrace:"
 )
 
 

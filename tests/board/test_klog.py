@@ -54,6 +54,8 @@ def test_a_changed_taint_flag_is_a_complaint(sh: Shell) -> None:
         "rcu: INFO: rcu_sched self-detected stall on CPU",
         "EXT4-fs error (device pmem0): ext4_lookup:1855: inode #12: comm ls: deleted inode referenced: 13",
         "XFS (pmem0): Corruption detected. Unmount and run xfs_repair",
+        "kmemleak: 3 new suspected memory leaks (see /sys/kernel/debug/kmemleak)",
+        "unreferenced object 0xc2f0a000 (size 128):",
     ],
 )
 def test_the_scan_knows_a_complaint(line: str) -> None:
@@ -68,6 +70,8 @@ def test_the_scan_knows_a_complaint(line: str) -> None:
         "CPU: Testing write buffer coherency: ok",
         "XFS (pmem0): DAX unsupported by block device. Turning off DAX.",
         "rcu: Hierarchical SRCU implementation.",
+        "kmemleak: Kernel memory leak detector initialized (mem pool available: 39412)",
+        "kmemleak: Automatic memory scanning thread started",
     ],
 )
 def test_the_scan_does_not_mistake(line: str) -> None:
