@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -258,6 +259,14 @@ class Machine:
 def machine(_shell: Shell, strategy: Any, request: pytest.FixtureRequest) -> Machine:
     """Resets and power cuts."""
     return Machine(strategy, request.config.stash[LOG])
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """Its seed is in the report; --seed repeats what was random on this side, not what the machine's clock did."""
+    seed = f"{request.config.getoption('seed')}-{request.node.name}"
+    request.node.user_properties.append(("seed", seed))
+    return random.Random(seed)  # noqa: S311
 
 
 # File systems -----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import re
 
 import pytest
 from boardtools import FSCK, Region, Shell, Volumes, is_dax
+from test_dm import create
 
 pytestmark = pytest.mark.lg_feature("dax")
 KINDS = ("ext4", "ext2", "xfs")
@@ -50,7 +51,7 @@ class TestSuperblock:
         """A file system made for the whole region, on a dm device which has only half of it."""
         scratch.make(kind, pmem.device)
         half = pmem.size // 1024
-        sh(f"echo '0 {half} linear {pmem.device} 0' | dmsetup create t && dmsetup mknodes t; test -b /dev/mapper/t")
+        create(sh, f"0 {half} linear {pmem.device} 0")
         status, said = scratch.try_mount(kind, "/dev/mapper/t", "dax")
         assert status
         assert re.search("bad geometry|exceeds size of device|last sector read failed", said), said

@@ -36,14 +36,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("cycle", range(metafunc.config.getoption("cycles")))
 
 
-@pytest.fixture
-def chance(request: pytest.FixtureRequest) -> random.Random:
-    """Its seed is in the report; --seed repeats what was random on this side, not what the machine's clock did."""
-    seed = f"{request.config.getoption('seed')}-{request.node.name}"
-    request.node.user_properties.append(("seed", seed))
-    return random.Random(seed)  # noqa: S311
-
-
 def cut(
     sh: Shell, strategy: Any, volumes: Volumes, device: str, chance: random.Random, options: str = ""
 ) -> dict[str, int]:

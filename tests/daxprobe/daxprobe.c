@@ -19,7 +19,6 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "daxprobe.h"
@@ -156,14 +155,6 @@ static bool relay(int fd, bool *line_start)
 		*line_start = text[i] == '\n';
 	}
 	return n > 0;
-}
-
-static time_t now(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec;
 }
 
 /* Waits for the point, but no longer than its limit and the grace; true if it is gone. */

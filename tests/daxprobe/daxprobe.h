@@ -88,6 +88,7 @@ int signal_of_store(volatile uint8_t *p);
 void check_signal(int got, int wanted, const char *what);
 
 long minor_faults(void);
+time_t now(void);				/* monotonic, in seconds */
 
 /* Children of a point: fail() works in them; join() fails the point when they did. */
 pid_t start(void (*fn)(void *arg), void *arg);

@@ -15,7 +15,6 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "daxprobe.h"
@@ -45,18 +44,10 @@ static void seed_chance(unsigned int seed)
 		chance(2);
 }
 
-static time_t seconds_now(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec;
-}
-
 /* Whether the file system said that it has no such operation: then there is none to test. */
-static bool unsupported(int ret)
+static bool unsupported(void)
 {
-	return ret && (errno == EOPNOTSUPP || errno == ENOSYS || errno == ENOTTY);
+	return errno == EOPNOTSUPP || errno == ENOSYS || errno == ENOTTY;
 }
 
 /* One file ---------------------------------------------------------------------------------- */
@@ -228,7 +219,7 @@ static void do_fallocate(void)
 	anywhere(&off, &len);
 	remember(kinds[kind].name, off, len);
 	if (fallocate(file.fd, kinds[kind].mode, off, len)) {
-		if (unsupported(-1))
+		if (unsupported())
 			return;
 		file_failed("fallocate: %m");
 	}
@@ -256,7 +247,7 @@ static void do_shift(void)
 	remember(insert ? "insert" : "collapse", off, len);
 	if (fallocate(file.fd, insert ? FALLOC_FL_INSERT_RANGE : FALLOC_FL_COLLAPSE_RANGE, off,
 		      len)) {
-		if (unsupported(-1))
+		if (unsupported())
 			return;
 		file_failed("%s: %m", insert ? "insert" : "collapse");
 	}
@@ -323,7 +314,7 @@ int soak_file(const char *path, unsigned int seconds, unsigned int seed)
 		do_truncate, do_fallocate, do_fallocate, do_shift, do_sync, do_reopen, do_dontneed,
 		do_fork,
 	};
-	const time_t end = seconds_now() + seconds;
+	const time_t end = now() + seconds;
 
 	if (snprintf(file.path, sizeof(file.path), "%s", path) >= (int)sizeof(file.path)) {
 		fprintf(stderr, "daxprobe: %s: the name is too long\n", path);
@@ -333,7 +324,7 @@ int soak_file(const char *path, unsigned int seconds, unsigned int seed)
 	seed_chance(seed);
 	unlink(path);
 	open_and_map();
-	while (seconds_now() < end) {
+	while (now() < end) {
 		file.count++;
 		remember("nothing", 0, 0);
 		operations[chance(ARRAY_SIZE(operations))]();
@@ -436,7 +427,7 @@ static bool expected(int error)
 
 int soak_tree(const char *dir, unsigned int seconds, unsigned int seed)
 {
-	const time_t end = seconds_now() + seconds;
+	const time_t end = now() + seconds;
 	unsigned long count = 0;
 
 	if (chdir(dir)) {
@@ -444,7 +435,7 @@ int soak_tree(const char *dir, unsigned int seconds, unsigned int seed)
 		return 2;
 	}
 	seed_chance(seed);
-	for (; seconds_now() < end; count++) {
+	for (; now() < end; count++) {
 		if (tree_step() < 0 && !expected(errno)) {
 			fprintf(stderr, "daxprobe: %s, seed %u, operation %lu: %s\n", dir, seed,
 				count, strerror(errno));

@@ -12,6 +12,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "daxprobe.h"
@@ -290,6 +291,14 @@ long minor_faults(void)
 
 	CHECK(!getrusage(RUSAGE_SELF, &usage), "getrusage: %m");
 	return usage.ru_minflt;
+}
+
+time_t now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec;
 }
 
 pid_t start(void (*fn)(void *arg), void *arg)
