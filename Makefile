@@ -78,10 +78,19 @@ cve: ## which known CVEs name a version of it: output/<board>/cve.cdx.json (NVD=
 repro-check: ## build the same commit twice, in two folders, and compare the images: hours
 	@$(PYTHON) -m tools.repro $(options)
 
-test: $(needed) test-host test-board ## all tests; builds the image first if there is none
+.PHONY: flash lab-test rack rack-stop
+test: ## all tests; builds the image first if there is none (PLACE=<labgrid place>: the board tests there)
 
 test-host: ## the tests that need no board
 	@LG_BUILDDIR='$(images)' $(PYTHON) -m pytest tests/host $(wildcard tests/lab) --junitxml=$(reports)/host.xml
+
+# With PLACE= it is a board behind a labgrid coordinator, which is not flashed first.
+ifneq ($(PLACE),)
+test:
+	@$(PYTHON) -m tools.lab test --place '$(PLACE)' --board '$(BOARD)'
+else
+test: $(needed) test-host test-board
+endif
 
 test-board: $(needed) ## the tests on the board, with the image in output/board/images
 	@LG_BUILDDIR='$(images)' $(PYTHON) -m pytest --lg-env arm-pmem.yaml tests/board --junitxml=$(reports)/$(notdir $(patsubst %/images,%,$(images))).xml
@@ -89,6 +98,18 @@ test-board: $(needed) ## the tests on the board, with the image in output/board/
 $(addsuffix /manifest.json,$(sort $(images) output/board/images)):
 	@test -e $(dir $(@D))board.json || $(MAKE) $(or $(BOARD),board)_defconfig
 	@$(MAKE) all BOARD=$(or $(BOARD),board)
+
+flash: ## write the image to the board of a labgrid place, read it back, boot it: PLACE=
+	@$(PYTHON) -m tools.lab flash --place '$(PLACE)' --board '$(BOARD)'
+
+lab-test: ## reserve, flash, test and free a board: TAGS='board=orangepi_pc' (PLACES=all: all that are free, at once)
+	@$(PYTHON) -m tools.lab lab-test --tags '$(TAGS)' --board '$(BOARD)' $(if $(filter all,$(PLACES)),--all)
+
+rack: ## a lab on this machine, labgrid's coordinator and emulated boards that look like hardware: N=4
+	@$(PYTHON) -m tools.rack start --count '$(N)' --boards $(BOARD)
+
+rack-stop: ## end it; nothing is left running
+	@$(PYTHON) -m tools.rack stop
 
 .PHONY: powercut soak
 powercut: $(needed) ## power cuts at random moments under random writers: CYCLES=100

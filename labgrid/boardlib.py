@@ -7,6 +7,7 @@ first). There is no __init__.py here: a package named labgrid would shadow the r
 
 from __future__ import annotations
 
+import abc
 import os
 import re
 from typing import Any
@@ -68,6 +69,14 @@ class BootFailed(BoardError):
     """The machine talked, but never reached the expected point of its start."""
 
 
+class KernelPanicked(BootFailed):
+    """The kernel started, and gave up."""
+
+
+class StuckInBootLoader(BootFailed):
+    """The boot loader stayed at its prompt."""
+
+
 class CommandTimeout(BoardError):
     """A command on the target did not come back in its time."""
 
@@ -111,3 +120,18 @@ class ConsoleTail:
     def lines(self, count: int = 15) -> list[str]:
         text = _VT100.sub("", self._data.decode("utf-8", "replace"))
         return [line.rstrip() for line in text.replace("\r", "").split("\n") if line.strip()][-count:]
+
+
+class FlashProtocol(abc.ABC):
+    """What the strategy asks of a way to flash."""
+
+    # Whether the strategy must bring the board into its boot loader first; else it is switched off.
+    needs_bootloader: bool
+
+    @abc.abstractmethod
+    def check(self) -> None:
+        """Refuses an image that is not one of this board; looks at files only."""
+
+    @abc.abstractmethod
+    def flash(self) -> None:
+        """Writes the image and reads it back."""

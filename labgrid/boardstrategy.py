@@ -15,11 +15,15 @@ from boardlib import (
     CommandTimeout,
     ConsoleSilent,
     ConsoleTail,
+    FlashProtocol,
+    KernelPanicked,
+    StuckInBootLoader,
     scaled,
 )
 from labgrid.driver import ShellDriver
 from labgrid.driver.powerdriver import PowerResetMixin
 from labgrid.factory import target_factory
+from labgrid.protocol import CommandProtocol
 from labgrid.step import step
 from labgrid.strategy import Strategy, StrategyError
 from pexpect import TIMEOUT
@@ -32,6 +36,9 @@ RESTART_LIMIT = 30
 @attr.s(eq=False)
 class BoardShellDriver(ShellDriver):
     """ShellDriver whose limits follow LG_TIMEOUT_SCALE, and which says what it waited for in vain."""
+
+    # A boot loader takes commands, too: who asks for a CommandProtocol means this one.
+    priorities = {CommandProtocol: 10}
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
@@ -79,13 +86,21 @@ class BoardShellDriver(ShellDriver):
 class Status(enum.Enum):
     unknown = 0
     off = 1
-    shell = 2
+    bootloader = 2
+    flashed = 3
+    shell = 4
+
+
+STATES = ", ".join(one.name for one in Status if one is not Status.unknown)
 
 
 @target_factory.reg_driver
 @attr.s(eq=False)
 class BoardStrategy(Strategy):
-    """States off and shell; operations reset(), reboot() and power_cut(), which end in the state shell.
+    """States off, bootloader, flashed and shell; operations reset(), reboot() and power_cut(), which end in shell.
+
+    From each state to each other the board goes by its power switch: what a state leaves in RAM helps no other.
+    Flashed means that the image of the environment was written and read back, and that nothing ran since.
 
     Args:
         restart_line (regex): what the boot loader or the kernel prints first, on the way up from a reset
@@ -96,6 +111,8 @@ class BoardStrategy(Strategy):
         "console": "ConsoleProtocol",
         "shell": "CommandProtocol",
         "resetter": {"ResetProtocol", None},
+        "bootloader": {"LinuxBootProtocol", None},
+        "flasher": {FlashProtocol, None},
     }
 
     status = attr.ib(default=Status.unknown)
@@ -119,23 +136,53 @@ class BoardStrategy(Strategy):
     def transition(self, status: Status | str, *, step: object = None) -> None:
         if not isinstance(status, Status):
             if status not in Status.__members__:
-                raise StrategyError(f"There is no state '{status}': use one of off, shell.")
+                raise StrategyError(f"There is no state '{status}': use one of {STATES}.")
             status = Status[status]
         if status is Status.unknown:
-            raise StrategyError("Nobody can bring a board into the state 'unknown': use off or shell.")
+            raise StrategyError(f"Nobody can bring a board into the state 'unknown': use one of {STATES}.")
         if status is self.status:
             return
-        if status is Status.off:
+        if status is Status.flashed:
+            self._flash()
+            return
+        if self.status is not Status.off:
             self._switch_off()
-        else:
-            if self.status is not Status.off:
-                self._switch_off()
+        if status is Status.bootloader:
+            self._enter_bootloader()
+        elif status is Status.shell:
             self.tail.clear()
             self._bring_up(self.power.on)
 
+    def _enter_bootloader(self) -> None:
+        if self.bootloader is None:
+            raise StrategyError("This environment has no driver for a boot loader: add BoardUBootDriver.")
+        self.status = Status.unknown
+        self.tail.clear()
+        try:
+            self.power.on()
+            self.target.activate(self.bootloader)
+        except TIMEOUT as exc:
+            raise self._count(self._named("the boot loader's prompt")) from exc
+        self.status = Status.bootloader
+
+    def _flash(self) -> None:
+        if self.flasher is None:
+            raise StrategyError("This environment has no way to flash: add UBootFlashDriver or one of its kind.")
+        # Before the board is touched
+        self.flasher.check()
+        self.transition(Status.bootloader if self.flasher.needs_bootloader else Status.off)
+        # Whatever goes wrong now: it is begun anew.
+        self.status = Status.unknown
+        self.target.activate(self.flasher)
+        self.flasher.flash()
+        self.target.deactivate(self.flasher)
+        self.status = Status.flashed
+
     def _switch_off(self) -> None:
         self.status = Status.unknown
-        self.target.deactivate(self.shell)
+        for driver in (self.shell, self.flasher, self.bootloader):
+            if driver is not None:
+                self.target.deactivate(driver)
         self.target.activate(self.console)
         self.target.activate(self.power)
         self.power.off()
@@ -158,16 +205,25 @@ class BoardStrategy(Strategy):
         self.boots += 1
         self.status = Status.shell
 
-    def _named(self) -> BoardError:
+    def _named(self, goal: str = "its shell's prompt") -> BoardError:
+        last = self.tail.lines()
+        panic = next((line for line in last if "Kernel panic" in line), None)
+        if panic:
+            return KernelPanicked(f"The kernel gave up ({panic.strip()}): see what it said before.", last)
+        prompt = getattr(self.bootloader, "prompt", "").strip()
+        if last and prompt and last[-1].strip() == prompt:
+            return StuckInBootLoader(
+                "The board stayed at its boot loader's prompt: flash it, or see what the boot loader misses.", last
+            )
         if self.tail.silent:
             return ConsoleSilent(
                 "The board was started, but its console stayed silent: check console= in boot_args, the "
                 "device tree, and whether the image is one for this board."
             )
         return BootFailed(
-            "The board did not reach its shell's prompt in time: see where its console stopped, and raise "
-            "LG_TIMEOUT_SCALE if it is just slow.",
-            self.tail.lines(),
+            f"The board did not reach {goal} in time: see where its console stopped, and raise LG_TIMEOUT_SCALE if it is "
+            "just slow.",
+            last,
         )
 
     def _count(self, exc: BoardError) -> BoardError:
@@ -223,10 +279,12 @@ class BoardStrategy(Strategy):
 
     def force(self, status: str) -> None:
         """--lg-initial-state: the board is in this state already, says the developer."""
-        if status not in ("off", "shell"):
-            raise StrategyError(f"There is no state '{status}' to start from: use one of off, shell.")
+        if status not in ("off", "bootloader", "shell"):
+            raise StrategyError(f"There is no state '{status}' to start from: use one of off, bootloader, shell.")
         self.target.activate(self.console)
         if status == "shell":
             self.target.activate(self.shell)
             self.boots += 1
+        elif status == "bootloader":
+            self.target.activate(self.bootloader)
         self.status = Status[status]

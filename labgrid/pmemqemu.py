@@ -187,6 +187,15 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
             raise BoardError(f"Another machine already runs from {base / name}: end it first.")
         self._keep = True
 
+    def keep(self) -> None:
+        """The next on() starts from what a power cut leaves of RAM and drive, however the last machine ended."""
+        self._keep = True
+
+    @property
+    def console_socket(self) -> socket.socket | None:
+        """The serial port of the running machine, for who serves it to others; non-blocking."""
+        return self._clientsocket
+
     @property
     def ram_file(self) -> Path:
         return self.slot / "ram"
