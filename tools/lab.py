@@ -46,6 +46,8 @@ class Job:
     board: str
     images: Path
     logs: Path
+    # Whether Linux can reset this piece of hardware; it can, unless a tag says reset=no
+    resets: bool = True
 
     @property
     def environment(self) -> Path:
@@ -59,6 +61,7 @@ class Job:
             "LG_COORDINATOR": where,
             "LG_BUILDDIR": str(self.images),
             "PYTHONUNBUFFERED": "1",
+            **({} if self.resets else {"LG_WARM_RESET": "none", "LG_REBOOT": "none"}),
         }
 
 
@@ -68,12 +71,13 @@ def scale() -> float:
 
 def job(session: Session, place: str, board: str, logs: Path) -> Job:
     """The place's board is what its tags say; a BOARD of the user's must be the same."""
-    tagged = session.place(place).tags.get("board", "")
+    tags = session.place(place).tags
+    tagged = tags.get("board", "")
     if board and tagged and board != tagged:
         raise UserError(f"the place '{place}' has a board '{tagged}', and not '{board}'")
     name = known_board(tagged or board or "(no tag board=)").name
     images = Path(os.environ.get("LG_BUILDDIR") or OUTPUT / name / "images")
-    found = Job(place, name, ROOT / images, logs / place)
+    found = Job(place, name, ROOT / images, logs / place, resets=tags.get("reset") != "no")
     if not found.environment.is_file():
         known = ", ".join(sorted(path.stem for path in LABGRID.glob("*.yaml") if "-" not in path.stem))
         raise UserError(f"there is no {display(found.environment)}: the boards for a lab are {known}")
@@ -237,8 +241,9 @@ def strategy() -> Iterator[Any]:
     sys.path.insert(0, str(LABGRID))
     import boardlib
 
-    os.environ.setdefault("LG_DCACHE", "dax")
-    os.environ.setdefault("LG_IMAGE", "none")
+    # The environment's features, which matter to tests only
+    for name in ("LG_DCACHE", "LG_IMAGE", "LG_WARM_RESET", "LG_REBOOT"):
+        os.environ.setdefault(name, "none")
     env = Environment(os.environ["LG_ENV"])
     try:
         target = env.get_target()
@@ -283,6 +288,8 @@ async def main_async(options: argparse.Namespace) -> int:
         loop.add_signal_handler(number, task.cancel)
     async with coordinator.session() as session:
         if options.action == "lab-test":
+            if not options.tags:
+                raise UserError("which boards? add TAGS='board=…', as `labgrid-client places` and `show` have them")
             if options.all:
                 return await lab_test_all(session, options.tags, options.board, logs, options.arguments)
             return await lab_test(session, options.tags, options.board, logs, options.arguments, options.wait)

@@ -132,6 +132,7 @@ def tags(board: str) -> dict[str, str]:
         "lpae": "yes" if re.search(r"^CONFIG_ARM_LPAE=y$", config, re.MULTILINE) else "no",
         "pmem": str(total >> 20),
         "emulated": "yes",
+        **content.get("options", {}).get("tags", {}),
     }
 
 

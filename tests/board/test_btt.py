@@ -56,7 +56,12 @@ class SectorMode:
 @pytest.fixture
 def sector_mode(sh: Shell, scratch: Volumes, pmem: Region) -> Iterator[SectorMode]:
     namespace = sh(f"basename $(readlink -f /sys/block/{pmem.name}/device)")
-    sh(f"ndctl create-namespace -f -e {namespace} --mode=sector", timeout=60)
+    try:
+        sh(f"ndctl create-namespace -f -e {namespace} --mode=sector", timeout=60)
+    except BaseException:
+        # It may be disabled now, and no other test would find its device.
+        sh.reboot_wanted = True
+        raise
     yield SectorMode(sh, pmem, namespace)
     if not sh.reboot_wanted:
         scratch.release(f"{pmem.device}s")
