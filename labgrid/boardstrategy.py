@@ -210,8 +210,8 @@ class BoardStrategy(Strategy):
         panic = next((line for line in last if "Kernel panic" in line), None)
         if panic:
             return KernelPanicked(f"The kernel gave up ({panic.strip()}): see what it said before.", last)
-        prompt = getattr(self.bootloader, "prompt", "").strip()
-        if last and prompt and last[-1].strip() == prompt:
+        prompt = getattr(self.bootloader, "prompt", "")
+        if last and prompt and re.search(f"(?:{prompt})$", f"\n{last[-1].strip()} "):
             return StuckInBootLoader(
                 "The board stayed at its boot loader's prompt: flash it, or see what the boot loader misses.", last
             )

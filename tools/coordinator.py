@@ -8,8 +8,7 @@ import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import asynccontextmanager, redirect_stdout, suppress
-from io import StringIO
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from tools.common import UserError
@@ -56,9 +55,7 @@ class Session:
         from labgrid.remote.client import Error
 
         try:
-            # labgrid says what it does on the standard output.
-            with redirect_stdout(StringIO()):
-                return await asyncio.wait_for(answer, LIMIT)
+            return await asyncio.wait_for(answer, LIMIT)
         except TimeoutError:
             raise UserError(f"the coordinator {self.where} did not answer within {LIMIT} s ({what})") from None
         except (Error, grpc.aio.AioRpcError) as exc:
@@ -88,11 +85,24 @@ class Session:
             return False
         if place.acquired:
             raise UserError(f"the place '{name}' is held by {place.acquired}: wait, or ask for it")
-        await self._ask(f"the place '{name}' cannot be had", self.client._acquire_place(name))
+        from labgrid.remote.client import Error
+        from labgrid.remote.generated import labgrid_coordinator_pb2 as pb
+
+        try:
+            self.client.check_matches(place)
+        except Error as exc:
+            raise UserError(f"the place '{name}' lacks hardware: {exc}; does its exporter run?") from exc
+        request = pb.AcquirePlaceRequest(placename=name)
+        await self._ask(f"the place '{name}' cannot be had", self.client.stub.AcquirePlace(request))
+        await self.client.sync_with_coordinator()
         return True
 
     async def release(self, name: str) -> None:
-        await self._ask(f"the place '{name}' cannot be given back", self.client._release_place(name))
+        from labgrid.remote.generated import labgrid_coordinator_pb2 as pb
+
+        request = pb.ReleasePlaceRequest(placename=name)
+        await self._ask(f"the place '{name}' cannot be given back", self.client.stub.ReleasePlace(request))
+        await self.client.sync_with_coordinator()
 
     async def reserve(self, tags: Mapping[str, str], wait: float) -> tuple[str, str]:
         """Token and place of a reservation that came true; labgrid's coordinator is the queue."""

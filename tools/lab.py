@@ -239,12 +239,13 @@ def strategy() -> Iterator[Any]:
     from labgrid.strategy import StrategyError
 
     sys.path.insert(0, str(LABGRID))
-    import boardlib
-
     # The environment's features, which matter to tests only
     for name in ("LG_DCACHE", "LG_IMAGE", "LG_WARM_RESET", "LG_REBOOT"):
         os.environ.setdefault(name, "none")
     env = Environment(os.environ["LG_ENV"])
+    # Only now: the environment loads it, and its classes are not those of an import before.
+    import boardlib
+
     try:
         target = env.get_target()
         assert target is not None
@@ -267,7 +268,6 @@ def flash_held() -> int:
         board.transition("flashed")
         say("booting what was written")
         board.transition("shell")
-        board.transition("off")
     return 0
 
 
@@ -297,10 +297,11 @@ async def main_async(options: argparse.Namespace) -> int:
             raise UserError("which place? add PLACE=…, one of `labgrid-client places`")
         one = job(session, options.place, options.board, logs)
         async with held(session, options.place):
-            if options.action == "flash":
-                await flash(one, session)
-                return 0
+            one.logs.mkdir(parents=True, exist_ok=True)
             try:
+                if options.action == "flash":
+                    await flash(one, session)
+                    return 0
                 return await run_tests(one, session, options.arguments)
             finally:
                 await asyncio.shield(power_off(one, session))
@@ -315,7 +316,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="all free places that match, at once")
     parser.add_argument("--wait", type=float, default=WAIT, help="how long a reservation may wait, in seconds")
     parser.add_argument("arguments", nargs="*", help="pytest's, instead of tests/board")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.action == "flash-held":
         return flash_held()
     if options.action == "off-held":
