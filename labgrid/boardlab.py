@@ -19,7 +19,7 @@ import tempfile
 import threading
 import xml.etree.ElementTree as ElementTree
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,18 +63,23 @@ class FlashFailed(BoardError):
 class BoardPowerDriver(NetworkPowerDriver):
     """NetworkPowerDriver that waits for its switch no longer than the limit: most of labgrid's models wait for ever."""
 
+    @Driver.check_active
+    @step()
     def on(self) -> None:
-        self._bounded("on", super().on)
+        self._set(True)
 
+    @Driver.check_active
+    @step()
     def off(self) -> None:
-        self._bounded("off", super().off)
+        self._set(False)
 
-    def _bounded(self, what: str, action: Callable[[], None]) -> None:
+    def _set(self, on: bool) -> None:
+        what = "on" if on else "off"
         failed: list[BaseException] = []
 
         def run() -> None:
             try:
-                action()
+                self.backend.power_set(self._host, self._port, self.port.index, on)
             except Exception as exc:
                 failed.append(exc)
 
