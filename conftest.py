@@ -11,11 +11,13 @@ import shutil
 import subprocess
 import sys
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tools import runs
 
 if TYPE_CHECKING:
     from labgrid.environment import Environment
@@ -160,8 +162,31 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.board_logs = str(logs)
     if config.option.xmlpath is None:
         config.option.xmlpath = str(logs / "junit.xml")
-    if environment_file(config) and config.option.lg_log is None:
-        config.option.lg_log = str(logs)
+    if environment_file(config):
+        if config.option.lg_log is None:
+            config.option.lg_log = str(logs)
+        # What the report says of this run later; a run without a status has not ended.
+        options = config.option
+        chosen = [text for text in (options.keyword, options.markexpr, *(options.deselect or [])) if text]
+        if any(ROOT / word != BOARD_TESTS for word in config.args):
+            chosen += config.args
+        runs.record(
+            logs,
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            environment=environment_file(config),
+            place=os.environ.get("LG_PLACE", ""),
+            tags=os.environ.get("LG_PLACE_TAGS", ""),
+            manifest=manifest(),
+            junit=str(Path(config.option.xmlpath).resolve()),
+            selection=[word for word in chosen if word != "not slow"],
+            status=None,
+        )
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    logs = session.config.getoption("board_logs")
+    if logs and (Path(logs) / runs.NAME).exists():
+        runs.record(Path(logs), status=int(exitstatus), ended=datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 def new_log_folder(config: pytest.Config) -> Path:

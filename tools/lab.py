@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +46,7 @@ class Job:
     board: str
     images: Path
     logs: Path
-    # Whether Linux can reset this piece of hardware; it can, unless a tag says reset=no
-    resets: bool = True
+    tags: Mapping[str, str]
 
     @property
     def environment(self) -> Path:
@@ -61,7 +60,9 @@ class Job:
             "LG_COORDINATOR": where,
             "LG_BUILDDIR": str(self.images),
             "PYTHONUNBUFFERED": "1",
-            **({} if self.resets else {"LG_WARM_RESET": "none", "LG_REBOOT": "none"}),
+            "LG_PLACE_TAGS": " ".join(f"{key}={value}" for key, value in sorted(self.tags.items())),
+            # A tag may say that Linux cannot reset this piece of hardware.
+            **({"LG_WARM_RESET": "none", "LG_REBOOT": "none"} if self.tags.get("reset") == "no" else {}),
         }
 
 
@@ -77,7 +78,7 @@ def job(session: Session, place: str, board: str, logs: Path) -> Job:
         raise UserError(f"the place '{place}' has a board '{tagged}', and not '{board}'")
     name = known_board(tagged or board or "(no tag board=)").name
     images = Path(os.environ.get("LG_BUILDDIR") or OUTPUT / name / "images")
-    found = Job(place, name, ROOT / images, logs / place, resets=tags.get("reset") != "no")
+    found = Job(place, name, ROOT / images, logs / place, dict(tags))
     if not found.environment.is_file():
         known = ", ".join(sorted(path.stem for path in LABGRID.glob("*.yaml") if "-" not in path.stem))
         raise UserError(f"there is no {display(found.environment)}: the boards for a lab are {known}")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 from boardtools import CommandFailed, KernelComplaint, KernelLog, Region, Shell, Volumes, find_regions
 from labgrid.pytestplugin.hooks import LABGRID_ENV_KEY
 
-from tools import fragments
+from tools import fragments, runs
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG = pytest.StashKey[KernelLog]()
@@ -48,7 +47,7 @@ def look(item: pytest.Item, when: str) -> list[str]:
 
 
 def file_name(item: pytest.Item) -> str:
-    return re.sub(r"[^\w.,=-]+", "_", item.nodeid.removeprefix("tests/board/"))
+    return runs.file_name(item.nodeid.removeprefix("tests/board/"))
 
 
 def watched(item: pytest.Item, when: str) -> Generator[None, Any, Any]:
@@ -164,6 +163,8 @@ def _shell(strategy: Any, request: pytest.FixtureRequest) -> Iterator[Shell]:
     )
     log = request.config.stash[LOG] = KernelLog(shell)
     request.config.stash[START] = log.look()
+    logs = request.config.getoption("board_logs")
+    runs.record(Path(logs), target=runs.target_facts(request.config.stash[START]))
     yield shell
     # The last look, before labgrid switches the board off. A kernel with kmemleak says now what it finds; twice, as an object
     # counts when no scan has seen it for a while.

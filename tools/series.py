@@ -1,0 +1,451 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`make series KERNEL=6.1`: the series patch by patch, as its reviewers would want to have it shown.
+
+After each patch: it applies without fuzz, checkpatch is content, what it touches compiles on every architecture that Debian has a
+compiler for without a new warning (W=1, sparse), 64-bit text does not grow where the answer is a constant, and the reference
+board boots. A result is kept until the patches up to there, or this program, change: a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tools import fragments
+from tools.boards import board
+from tools.check import checkpatch, touched
+from tools.common import OUTPUT, UserError, bounded, display, entry, say, sha256, write_whole
+from tools.kernel import Kernel
+from tools.source import BASE, Repository, Series, kernel_lines, series
+
+FOLDER = OUTPUT / "series"
+# Raised when results of an older version of a step say something else than this one's would. In seconds: limits.
+VERSION = 1
+MAKE_LIMIT = 3600
+BOOT_LIMIT = 600
+# The test that a state of the series must pass: the board comes up and its kernel has no complaint.
+BOOT_TEST = "tests/board/test_kernel.py::test_the_start_is_without_complaint"
+# What the series touches shall be compiled; an architecture grants what it can.
+ENABLE = [
+    "DAX",
+    "FS_DAX",
+    "DEV_DAX",
+    "LIBNVDIMM",
+    "BLK_DEV_PMEM",
+    "BTT",
+    "ND_BTT",
+    "OF_PMEM",
+    "NVDIMM_PFN",
+    "NVDIMM_DAX",
+    "MEMORY_HOTPLUG",
+    "ZONE_DEVICE",
+    "MD",
+    "BLK_DEV_DM",
+    "FUSE_FS",
+    "VIRTIO",
+    "VIRTIO_MENU",
+    "VIRTIO_FS",
+    "FUSE_DAX",
+    "EXT2_FS",
+    "EXT4_FS",
+    "XFS_FS",
+    "BLOCK",
+    "MMU",
+    "DCSSBLK",
+    "STMMAC_ETH",
+    "OF",
+]
+# Where the answer is a constant, the code must not become larger.
+SIZED = ("x86_64", "arm64")
+
+
+@dataclass(frozen=True)
+class Arch:
+    name: str
+    # ARCH= of the kernel's make, its compiler's prefix, and the configuration to begin with
+    arch: str
+    prefix: str
+    defconfig: str
+    # folders of the tree which only this architecture compiles
+    own: tuple[str, ...] = ()
+
+
+ARCHES = (
+    Arch("arm", "arm", "arm-linux-gnueabihf-", "multi_v7_defconfig", ("arch/arm/",)),
+    Arch("arm64", "arm64", "aarch64-linux-gnu-", "defconfig", ("arch/arm64/",)),
+    Arch("x86_64", "x86_64", "", "x86_64_defconfig", ("arch/x86/",)),
+    Arch("s390", "s390", "s390x-linux-gnu-", "defconfig", ("arch/s390/", "drivers/s390/")),
+    Arch("mips", "mips", "mips-linux-gnu-", "malta_defconfig", ("arch/mips/",)),
+    Arch("sparc64", "sparc64", "sparc64-linux-gnu-", "sparc64_defconfig", ("arch/sparc/",)),
+    Arch("sh", "sh", "sh4-linux-gnu-", "rts7751r2d1_defconfig", ("arch/sh/",)),
+    Arch("m68k", "m68k", "m68k-linux-gnu-", "multi_defconfig", ("arch/m68k/",)),
+    Arch("parisc", "parisc", "hppa-linux-gnu-", "generic-32bit_defconfig", ("arch/parisc/",)),
+    Arch("powerpc", "powerpc", "powerpc64-linux-gnu-", "ppc64_defconfig", ("arch/powerpc/",)),
+    Arch("riscv", "riscv", "riscv64-linux-gnu-", "defconfig", ("arch/riscv/",)),
+    Arch("alpha", "alpha", "alpha-linux-gnu-", "defconfig", ("arch/alpha/",)),
+)
+# Debian has no compiler for these: their header is preprocessed by the host's, and the answer looked at.
+PREPROCESSED = ("arc", "csky", "nios2", "xtensa")
+STEPS = ("applies", "checkpatch", *(one.name for one in ARCHES), *PREPROCESSED, "size", "boot")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """passed, failed or skipped, with what there is to say."""
+
+    outcome: str
+    text: str = ""
+
+
+class Results:
+    """What each step came to, by patch; kept in a file, which is written after each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known: dict[str, dict[str, dict[str, str]]] = json.loads(path.read_text()) if path.exists() else {}
+
+    def get(self, patch: str, step: str, key: str) -> Outcome | None:
+        one = self.known.get(patch, {}).get(step)
+        return Outcome(one["outcome"], one["text"]) if one and one["key"] == key else None
+
+    def put(self, patch: str, step: str, key: str, one: Outcome) -> None:
+        self.known.setdefault(patch, {})[step] = {"key": key, "outcome": one.outcome, "text": one.text}
+        write_whole(self.path, json.dumps(self.known, indent=1) + "\n")
+
+    def forget(self, patches: Iterable[str]) -> None:
+        """Drops patches which the series no longer has."""
+        self.known = {name: steps for name, steps in self.known.items() if name in set(patches)}
+
+
+class Gate:
+    """One kernel line's series."""
+
+    def __init__(self, kernel: str, folder: Path = FOLDER) -> None:
+        self.kernel = kernel
+        self.series: Series = series(kernel)
+        self.folder = folder / kernel
+        self.repository = Repository(kernel, "series")
+        self.results = Results(self.folder / "results.json")
+        self.results.forget(patch.name for patch in self.series.patches)
+        # All .c files of the series: who changes a header must not break them.
+        self.witnesses = sorted(
+            {name for patch in self.series.patches for name in touched(patch) if name.endswith(".c")}
+        )
+        self.commits: list[str] = []
+
+    def key(self, number: int) -> str:
+        """Of the state after so many patches."""
+        return sha256("\n".join([str(VERSION), *self.series.hashes[:number]]).encode())
+
+    def git(self, *words: str) -> str:
+        return self.repository.git(*words)
+
+    def prepare(self) -> None:
+        """The series as commits, in a work tree of its own."""
+        self.repository.prepare(self.series)
+        self.commits = [self.git("rev-parse", BASE), *self.git("rev-list", "--reverse", f"{BASE}..HEAD").split()]
+        if len(self.commits) != len(self.series.patches) + 1:
+            raise UserError(
+                f"{display(self.repository.path)} holds {len(self.commits) - 1} commits, and the series has "
+                f"{len(self.series.patches)} patches: remove the folder"
+            )
+
+    def checkout(self, number: int) -> None:
+        self.git("checkout", "--quiet", "--force", "--detach", self.commits[number])
+
+    # One step after one patch -------------------------------------------------------------------------------------
+
+    def run(self, number: int, step: str) -> Outcome:
+        patch = self.series.patches[number - 1]
+        if step == "applies":
+            # prepare() has applied all, by git am, which knows no fuzz
+            return Outcome("passed")
+        if step == "checkpatch":
+            said = checkpatch(self.repository.path, patch)
+            return Outcome("failed", said) if said else Outcome("passed")
+        if step in PREPROCESSED:
+            return self.preprocess(number, step)
+        if step == "size":
+            return self.size(number)
+        if step == "boot":
+            return self.boot(number)
+        return self.compile(number, next(one for one in ARCHES if one.name == step))
+
+    def objects(self, number: int, arch: Arch) -> list[str]:
+        """What this patch may change the code of, on this architecture."""
+        names = touched(self.series.patches[number - 1])
+        others = [own for one in ARCHES if one is not arch for own in one.own]
+        foreign = re.compile("|".join([*map(re.escape, others), r"arch/(?!" + arch.own[0].split("/")[1] + "/)"]))
+        sources = {name for name in names if name.endswith(".c") and not foreign.match(name)}
+        if any(not name.endswith((".c", ".txt", ".yaml")) and not foreign.match(name) for name in names):
+            sources = {name for name in self.witnesses if not foreign.match(name)}
+        tree = self.repository.path
+        return sorted(name.removesuffix(".c") + ".o" for name in sources if (tree / name).exists())
+
+    def make(self, arch: Arch, build: Path, *words: str, log: Path | None = None) -> tuple[int, str]:
+        ccache = "ccache " if shutil.which("ccache") else ""
+        command = ["make", f"--directory={self.repository.path}", f"O={build}", f"ARCH={arch.arch}"]
+        command += [f"CROSS_COMPILE={arch.prefix}", f"CC={ccache}{arch.prefix}gcc", f"HOSTCC={ccache}gcc", *words]
+        environment = {
+            name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "O", "ARCH")
+        }
+        done = subprocess.run(
+            command,
+            env={**environment, "LC_ALL": "C", "KBUILD_BUILD_TIMESTAMP": "0"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=MAKE_LIMIT,
+            check=False,
+        )
+        if log is not None:
+            write_whole(log, done.stdout)
+        return done.returncode, done.stdout
+
+    def configure(self, arch: Arch, build: Path, options: Sequence[str] = ()) -> None:
+        """The defconfig with what the series is about; what the architecture cannot have it does not get."""
+        build.mkdir(parents=True, exist_ok=True)
+        status, said = self.make(arch, build, arch.defconfig)
+        if status == 0:
+            words = [word for name in ENABLE for word in ("--enable", name)]
+            words += list(options)
+            script = self.repository.path / "scripts/config"
+            subprocess.run([script, "--file", build / ".config", *words], check=True, timeout=60)
+            status, said = self.make(arch, build, "olddefconfig")
+        if status:
+            raise UserError(f"{arch.name} cannot be configured: {' / '.join(said.splitlines()[-3:])}")
+
+    def compile(self, number: int, arch: Arch) -> Outcome:
+        """The objects before and after the patch; what gets worse is the patch's fault."""
+        if shutil.which(f"{arch.prefix}gcc") is None:
+            raise UserError(f"there is no {arch.prefix}gcc: `make series-deps` installs the compilers")
+        objects = self.objects(number, arch)
+        if not objects:
+            return Outcome("skipped", "it changes nothing that this architecture compiles")
+        before = self.state(number - 1, arch, objects)
+        after = self.state(number, arch, objects)
+        worse = []
+        for name in objects:
+            old, new = before.get(name, {"ok": False, "warnings": []}), after[name]
+            if old["ok"] and not new["ok"]:
+                worse.append(f"{name} does not compile any more: {new['error']}")
+            for warning, count in (Counter(new["warnings"]) - Counter(old["warnings"])).items():
+                if new["ok"] and old["ok"]:
+                    worse.append(f"{name}: new warning ({count}): {warning}")
+        built = [name for name in objects if after[name]["ok"]]
+        if worse:
+            return Outcome("failed", "\n".join(worse))
+        if not built:
+            return Outcome("skipped", f"this architecture's configuration compiles none of {', '.join(objects)}")
+        return Outcome("passed", f"{len(built)} of {len(objects)} objects: {', '.join(built)}")
+
+    def state(self, number: int, arch: Arch, objects: list[str]) -> dict[str, Any]:
+        """Per object: whether it compiles, its warnings, its text size. Kept by the state's key."""
+        store = self.folder / "objects" / arch.name / f"{self.key(number)[:16]}.json"
+        known: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
+        wanted = [name for name in objects if name not in known]
+        if wanted:
+            self.checkout(number)
+            build = self.folder / "build" / arch.name
+            if not (build / ".config").exists():
+                self.configure(arch, build)
+            self.make(arch, build, "olddefconfig")
+            jobs = len(os.sched_getaffinity(0))
+            status, said = self.make(arch, build, f"-j{jobs}", "prepare")
+            if status:
+                raise UserError(f"{arch.name} after {number} patches: {first_line(said)}")
+            for name in wanted:
+                known[name] = self.compile_one(arch, build, name)
+            write_whole(store, json.dumps(known, indent=1) + "\n")
+        return known
+
+    def compile_one(self, arch: Arch, build: Path, name: str) -> dict[str, Any]:
+        if not (self.repository.path / name.replace(".o", ".c")).exists():
+            return {"ok": False, "warnings": [], "error": "there is no such file yet", "text": 0}
+        (build / name).unlink(missing_ok=True)
+        sparse = ("C=1",) if shutil.which("sparse") else ()
+        status, said = self.make(arch, build, "W=1", *sparse, name)
+        path = build / name
+        ok = status == 0 and path.exists()
+        warnings = [
+            re.sub(r"^\S*?([^/\s]+\.[ch]):\d+:\d+: ", r"\1: ", line) for line in said.splitlines() if "warning:" in line
+        ]
+        return {
+            "ok": ok,
+            "warnings": warnings,
+            "error": "" if ok else first_line(said),
+            "text": text_size(arch, path) if ok else 0,
+        }
+
+    def size(self, number: int) -> Outcome:
+        """Text of the touched objects, where cpu_dcache_is_aliasing() is a constant."""
+        lines, grown = [], False
+        for arch in (one for one in ARCHES if one.name in SIZED):
+            objects = self.objects(number, arch)
+            if not objects:
+                continue
+            before, after = self.state(number - 1, arch, objects), self.state(number, arch, objects)
+            both = [name for name in objects if before.get(name, {}).get("ok") and after[name]["ok"]]
+            for name in both:
+                old, new = before[name]["text"], after[name]["text"]
+                if old != new:
+                    lines.append(f"{arch.name} {name}: {old} -> {new} ({new - old:+})")
+            total = sum(after[name]["text"] - before[name]["text"] for name in both)
+            lines.append(f"{arch.name}: {total:+} bytes of text in {len(both)} objects")
+            grown = grown or total > 0
+        if not lines:
+            return Outcome("skipped", "it changes no code of these")
+        return Outcome("grown" if grown else "passed", "\n".join(lines))
+
+    def preprocess(self, number: int, arch: str) -> Outcome:
+        header = f"arch/{arch}/include/asm/cachetype.h"
+        if header not in touched(self.series.patches[number - 1]):
+            return Outcome("skipped", "it does not touch this architecture")
+        self.checkout(number)
+        tree = self.repository.path
+        done = subprocess.run(
+            ["gcc", "-E", "-P", "-nostdinc", f"-I{tree}/arch/{arch}/include", f"-I{tree}/include", "-x", "c", "-"],
+            input="#include <asm/cachetype.h>\nanswer cpu_dcache_is_aliasing()\n",
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        answer = done.stdout.rpartition("answer ")[2].strip()
+        selects = re.search(r"select ARCH_HAS_CPU_CACHE_ALIASING", (tree / f"arch/{arch}/Kconfig").read_text())
+        if done.returncode or answer.startswith("cpu_dcache_is_aliasing") or not answer or not selects:
+            return Outcome(
+                "failed", done.stderr or f"the answer is '{answer}', and Kconfig {'has' if selects else 'lacks'} it"
+            )
+        return Outcome("passed", f"preprocessed only, there is no compiler: cpu_dcache_is_aliasing() is {answer}")
+
+    def boot(self, number: int) -> Outcome:
+        """The reference board with the kernel of this state."""
+        rootfs = OUTPUT / f"kernel-{self.kernel}/images"
+        if not (rootfs / "manifest.json").exists():
+            raise UserError(f"there is no minimal image to boot with: `make kernel KERNEL={self.kernel}` builds it")
+        self.checkout(number)
+        files = fragments.for_kernel(board("board").kernel_fragment, self.kernel, [])
+        build = self.folder / "build/board"
+        kernel = Kernel(self.repository.path, build, self.repository.epoch(), "-arm-pmem", misses_allowed=True)
+        kernel.configure(files)
+        kernel.make(self.folder / "board.log")
+        images = self.folder / "boot/images"
+        images.mkdir(parents=True, exist_ok=True)
+        for name in ("rootfs.cpio.gz", "pmem.dtbo"):
+            shutil.copyfile(rootfs / name, images / name)
+        shutil.copyfile(kernel.image, images / "zImage")
+        manifest = json.loads((rootfs / "manifest.json").read_text())
+        manifest["series"] = {
+            "name": f"{self.kernel}, the first {number}",
+            "sha256": self.key(number),
+            "patches": [patch.name for patch in self.series.patches[:number]],
+            "edits": "",
+        }
+        write_whole(images / "manifest.json", json.dumps(manifest) + "\n")
+        log = self.folder / "boot/test.log"
+        with log.open("w") as stream:
+            status = bounded(
+                [sys.executable, "-m", "pytest", "--lg-env", "arm-pmem.yaml", BOOT_TEST],
+                BOOT_LIMIT,
+                env={**os.environ, "LG_BUILDDIR": str(images), "MAKEFLAGS": ""},
+                output=stream,
+            )
+        if status == 0:
+            return Outcome("passed")
+        return Outcome("failed", "\n".join(log.read_text(errors="replace").splitlines()[-40:]))
+
+
+def first_line(said: str) -> str:
+    """The most telling line of what make said."""
+    lines = said.splitlines()
+    for pattern in (r"\berror:", r"undefined reference", r"\*\*\*"):
+        for line in lines:
+            if re.search(pattern, line):
+                return line.strip()
+    return lines[-1].strip() if lines else "make said nothing"
+
+
+def text_size(arch: Arch, path: Path) -> int:
+    done = subprocess.run([f"{arch.prefix}size", path], capture_output=True, text=True, timeout=60, check=True)
+    return int(done.stdout.splitlines()[1].split()[0])
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """The results as the report shows them."""
+    results = Results(path)
+    return {
+        "kernel": path.parent.name,
+        "steps": [step for step in STEPS if any(step in steps for steps in results.known.values())],
+        "patches": [
+            {"name": name, "results": {step: Outcome(one["outcome"], one["text"]) for step, one in steps.items()}}
+            for name, steps in sorted(results.known.items())
+        ],
+    }
+
+
+def gate(kernel: str, steps: Sequence[str], patches: Sequence[str]) -> int:
+    one = Gate(kernel)
+    one.prepare()
+    numbers = [
+        number
+        for number, patch in enumerate(one.series.patches, 1)
+        if not patches or any(patch.name.startswith(f"{wanted}-") for wanted in patches)
+    ]
+    if not numbers:
+        raise UserError(f"no patch of {kernel} begins with {', '.join(patches)}")
+    failed: list[str] = []
+    try:
+        for number in numbers:
+            name = one.series.patches[number - 1].name
+            said = []
+            for step in steps:
+                key = one.key(number)
+                outcome = one.results.get(name, step, key)
+                if outcome is None:
+                    try:
+                        outcome = one.run(number, step)
+                    except UserError as error:
+                        outcome = Outcome("failed", str(error))
+                    one.results.put(name, step, key, outcome)
+                if outcome.outcome == "failed":
+                    failed.append(f"{name}: {step}: {outcome.text.splitlines()[0] if outcome.text else ''}")
+                said.append(f"{step} {outcome.outcome}" if outcome.outcome != "passed" else step)
+            counted = [word for word in said if not word.endswith(" skipped")]
+            say(f"{number:2} of {len(one.series.patches)}: {name[:60]}: {', '.join(counted)}")
+    except KeyboardInterrupt:
+        say("interrupted: the next `make series` goes on here")
+        raise
+    for line in failed:
+        say(f"FAILED {line}")
+    say(f"{len(numbers)} patches of {kernel}, {len(failed)} failures (results in {display(one.results.path)})")
+    return 1 if failed else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tools.series", description=__doc__)
+    parser.add_argument("--kernel", default="", help=f"one of {', '.join(kernel_lines())} (default 6.1)")
+    parser.add_argument("--steps", default="", help=f"of {', '.join(STEPS)}; all, without it")
+    parser.add_argument("--patches", default="", help="numbers of patches, such as 0007,0008; all, without it")
+    options = parser.parse_args()
+    steps = options.steps.replace(",", " ").split() or list(STEPS)
+    for step in steps:
+        if step not in STEPS:
+            raise UserError(f"there is no step '{step}': the steps are {', '.join(STEPS)}")
+    return gate(options.kernel or "6.1", steps, options.patches.replace(",", " ").split())
+
+
+if __name__ == "__main__":
+    entry(main)
