@@ -61,7 +61,18 @@ class Shell:
         if self.reboot_wanted:
             self.reboot_wanted = False
             self._strategy.lost()
+            self._strategy.transition("shell")
+            self.free_pmem()
         self._strategy.transition("shell")
+
+    def free_pmem(self) -> None:
+        """Where pmem outlives a start, so does what an earlier test left there: mounts and sector modes end here."""
+        self(
+            "while read -r dev point rest; do case $dev in /dev/pmem*) umount $point || exit 1;; esac; done </proc/mounts; "
+            "for n in /sys/bus/nd/devices/namespace*; do [ -e $n ] && [ ! -e $n/block ] || continue; n=${n##*/}; "
+            "ndctl disable-namespace $n; ndctl destroy-namespace -f $n; ndctl enable-namespace $n; done >/dev/null 2>&1; true",
+            timeout=60,
+        )
 
     def announce(self, text: str) -> None:
         """A line for the kernel log, sent along with the next command: so it costs no round trip."""
