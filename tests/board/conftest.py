@@ -157,10 +157,7 @@ def _shell(strategy: Any, request: pytest.FixtureRequest) -> Iterator[Shell]:
     # The tests make and mount file systems themselves, after a reset too; where the root file system forgets, the
     # kernel's command line says the same.
     shell("[ ! -e /etc/default/pmem ] || { sed -i 's/^PMEM_MOUNT=.*/PMEM_MOUNT=no/' /etc/default/pmem && sync; }")
-    # On a board whose pmem outlives its image this start has mounted what an earlier run left there.
-    shell(
-        "while read -r dev point rest; do case $dev in /dev/pmem*) umount $point || exit 1;; esac; done </proc/mounts"
-    )
+    shell.free_pmem()
     log = request.config.stash[LOG] = KernelLog(shell)
     request.config.stash[START] = log.look()
     logs = request.config.getoption("board_logs")
