@@ -122,12 +122,15 @@ soak: $(needed) ## everything at once, with little memory and processors that co
 matrix: ## all lanes of tests/matrix.yaml, built and tested: hours; goes on where it was stopped (LANES='6.12-*')
 	@$(PYTHON) -m tools.matrix --lanes '$(LANES)'
 
-.PHONY: series series-deps report
+.PHONY: series series-deps series-mail report
 series: ## the kernel series patch by patch: applies, checkpatch, compiles everywhere, boots (KERNEL=, STEPS=, PATCHES=)
 	@$(PYTHON) -m tools.series --kernel '$(KERNEL)' --steps '$(STEPS)' --patches '$(PATCHES)'
 
 series-deps: ## the cross compilers which that needs
 	@tools/deps series
+
+series-mail: ## the series as mails with cover letter and recipients, in output/mail; never sent (KERNEL=, POSTED=<mbox>)
+	@$(PYTHON) -m tools.seriesmail --kernel '$(KERNEL)' --posted '$(POSTED)'
 
 report: ## all that ran, as a page and as tested-by.txt, in output/report
 	@$(PYTHON) -m tools.report
