@@ -56,14 +56,15 @@ def manifest() -> dict[str, Any]:
 
 def features(built: dict[str, Any]) -> dict[str, str]:
     """What the features of an environment depend on: the kind of image (`none` where there is none), what the kernel
-    takes the data cache for (`dcache-aliasing` in VARIANT=aliasing, else it can do `dax`), and whether a board in a lab can
-    reset itself: tools/lab.py knows that from the place's tags."""
+    takes the data cache for (`dcache-aliasing` in VARIANT=aliasing, else it can do `dax`), and what a board in a lab can
+    do: tools/lab.py knows that from the place's tags."""
     variants = built["kernel"]["variants"] if built else []
     return {
         "LG_IMAGE": str(built["image"]) if built else "none",
         "LG_DCACHE": "dcache-aliasing" if "aliasing" in variants else "dax",
         "LG_WARM_RESET": os.environ.get("LG_WARM_RESET", "warm-reset"),
         "LG_REBOOT": os.environ.get("LG_REBOOT", "reboot"),
+        "LG_CPU_HOTPLUG": os.environ.get("LG_CPU_HOTPLUG", "cpu-hotplug"),
     }
 
 

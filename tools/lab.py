@@ -34,6 +34,8 @@ FLASH_LIMIT = 1800
 TEST_LIMIT = 7200
 OFF_LIMIT = 60
 END_LIMIT = 60
+# Features of the environments, as variables, that a tag with the value `no` takes away
+LACKS = {"reset": ("LG_WARM_RESET", "LG_REBOOT"), "hotplug": ("LG_CPU_HOTPLUG",)}
 # How long somebody else may hold all matching places
 WAIT = 3600
 
@@ -61,8 +63,8 @@ class Job:
             "LG_BUILDDIR": str(self.images),
             "PYTHONUNBUFFERED": "1",
             "LG_PLACE_TAGS": " ".join(f"{key}={value}" for key, value in sorted(self.tags.items())),
-            # A tag may say that Linux cannot reset this piece of hardware.
-            **({"LG_WARM_RESET": "none", "LG_REBOOT": "none"} if self.tags.get("reset") == "no" else {}),
+            # Tags may say what this piece of hardware cannot do.
+            **{name: "none" for tag, names in LACKS.items() if self.tags.get(tag) == "no" for name in names},
         }
 
 
@@ -241,7 +243,7 @@ def strategy() -> Iterator[Any]:
 
     sys.path.insert(0, str(LABGRID))
     # The environment's features, which matter to tests only
-    for name in ("LG_DCACHE", "LG_IMAGE", "LG_WARM_RESET", "LG_REBOOT"):
+    for name in ("LG_DCACHE", "LG_IMAGE", *(name for names in LACKS.values() for name in names)):
         os.environ.setdefault(name, "none")
     env = Environment(os.environ["LG_ENV"])
     # Only now: the environment loads it, and its classes are not those of an import before.

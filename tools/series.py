@@ -126,17 +126,18 @@ class Results:
 
     def forget(self, patches: Iterable[str]) -> None:
         """Drops patches which the series no longer has."""
-        self.known = {name: steps for name, steps in self.known.items() if name in set(patches)}
+        kept = set(patches)
+        self.known = {name: steps for name, steps in self.known.items() if name in kept}
 
 
 class Gate:
     """One kernel line's series."""
 
-    def __init__(self, kernel: str, folder: Path = FOLDER) -> None:
-        self.kernel = kernel
-        self.series: Series = series(kernel)
-        self.folder = folder / kernel
-        self.repository = Repository(kernel, "series")
+    def __init__(self, wanted: Series, repository: Repository, folder: Path) -> None:
+        self.kernel = repository.kernel
+        self.series = wanted
+        self.folder = folder
+        self.repository = repository
         self.results = Results(self.folder / "results.json")
         self.results.forget(patch.name for patch in self.series.patches)
         # All .c files of the series: who changes a header must not break them.
@@ -418,15 +419,20 @@ def summary(path: Path) -> dict[str, Any]:
 
 
 def gate(kernel: str, steps: Sequence[str], patches: Sequence[str]) -> int:
-    one = Gate(kernel)
+    one = Gate(series(kernel), Repository(kernel, "series"), FOLDER / kernel)
     one.prepare()
+    return run(one, steps, patches)
+
+
+def run(one: Gate, steps: Sequence[str], patches: Sequence[str]) -> int:
+    """These steps for these patches, what has a result already left out; 1 when anything failed."""
     numbers = [
         number
         for number, patch in enumerate(one.series.patches, 1)
         if not patches or any(patch.name.startswith(f"{wanted}-") for wanted in patches)
     ]
     if not numbers:
-        raise UserError(f"no patch of {kernel} begins with {', '.join(patches)}")
+        raise UserError(f"no patch of {one.kernel} begins with {', '.join(patches)}")
     failed: list[str] = []
     try:
         for number in numbers:
@@ -451,7 +457,7 @@ def gate(kernel: str, steps: Sequence[str], patches: Sequence[str]) -> int:
         raise
     for line in failed:
         say(f"FAILED {line}")
-    say(f"{len(numbers)} patches of {kernel}, {len(failed)} failures (results in {display(one.results.path)})")
+    say(f"{len(numbers)} patches of {one.kernel}, {len(failed)} failures (results in {display(one.results.path)})")
     return 1 if failed else 0
 
 
