@@ -55,7 +55,7 @@ def maintainers(tree: Path, patch: Path) -> tuple[list[str], list[str]]:
     for line in done.stdout.splitlines():
         found = LINE.match(line)
         address, role = (found["address"], found["role"]) if found else (line.strip(), "")
-        (to if re.match(r"(maintainer|supporter)\b", role) else cc).append(address)
+        (to if re.match(r"(maintainer|supporter|odd fixer)\b", role) else cc).append(address)
     return to, cc
 
 
@@ -106,6 +106,12 @@ def apply(tree: Path, text: str) -> None:
         raise UserError(f"a patch does not apply: {(done.stderr or done.stdout).strip().splitlines()[0]}")
 
 
+def version(repository: Repository) -> str:
+    """Of the pristine source, as its Makefile says it."""
+    text = repository.git("show", f"{BASE}:Makefile")
+    return ".".join(re.findall(r"(?m)^(?:VERSION|PATCHLEVEL|SUBLEVEL) = (\d+)", text))
+
+
 def comparison(repository: Repository, posted: Path | None) -> str:
     """A range-diff against the mails as posted, where they apply; else why there is none."""
     if posted is None:
@@ -119,7 +125,9 @@ def comparison(repository: Repository, posted: Path | None) -> str:
         try:
             apply(tree, posted.read_text(errors="replace"))
             head = repository.git("rev-parse", "HEAD", cwd=tree)
-            return repository.git("range-diff", "--no-color", f"{BASE}..{head}", f"{BASE}..{repository.branch}")
+            return repository.git(
+                "range-diff", "--no-color", "--creation-factor=95", f"{BASE}..{head}", f"{BASE}..{repository.branch}"
+            )
         except UserError as error:
             return (
                 f"No range-diff: {posted.name} does not apply to this kernel ({error}).\n"
@@ -142,7 +150,7 @@ def cover(repository: Repository, wanted: Series, letter: Path, posted: Path | N
         "cover-letter.txt.j2",
         subject="DAX on ARMv7",
         kernel=repository.kernel,
-        base=repository.git("log", "-1", "--format=%s (%H)", BASE),
+        base=version(repository),
         tree=repository.git("rev-parse", f"{repository.branch}^{{tree}}"),
         series=wanted,
         lanes=lanes,
@@ -168,10 +176,13 @@ def check(repository: Repository, mails: Sequence[Path]) -> list[str]:
 def make(kernel: str, folder: Path, posted: Path | None) -> int:
     if posted is not None and not posted.is_file():
         raise UserError(f"there is no {posted}: POSTED is an mbox of the mails as posted")
-    repository, wanted = Repository(kernel), series(kernel)
+    return write(Repository(kernel), series(kernel), folder / kernel, posted)
+
+
+def write(repository: Repository, wanted: Series, target: Path, posted: Path | None) -> int:
+    """The mails in a folder of their own: all of them and checked, or those that were there before."""
     repository.prepare(wanted)
     tree = repository.path
-    target = folder / kernel
     work = target.with_name(f".{target.name}.new")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
