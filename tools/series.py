@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools import fragments
+from tools import fragments, serieswhole
 from tools.boards import board
 from tools.check import checkpatch, touched
 from tools.common import OUTPUT, UserError, bounded, display, entry, say, sha256, write_whole
@@ -98,7 +98,9 @@ ARCHES = (
 )
 # Debian has no compiler for these: their header is preprocessed by the host's, and the answer looked at.
 PREPROCESSED = ("arc", "csky", "nios2", "xtensa")
-STEPS = ("applies", "checkpatch", *(one.name for one in ARCHES), *PREPROCESSED, "size", "boot")
+# For the series as a whole
+WHOLE = serieswhole.STEPS
+STEPS = ("applies", "checkpatch", *(one.name for one in ARCHES), *PREPROCESSED, "size", "boot", *WHOLE)
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Gate:
         self.folder = folder
         self.repository = repository
         self.results = Results(self.folder / "results.json")
-        self.results.forget(patch.name for patch in self.series.patches)
+        self.results.forget([*(patch.name for patch in self.series.patches), serieswhole.NAME])
         # All .c files of the series: who changes a header must not break them.
         self.witnesses = sorted(
             {name for patch in self.series.patches for name in touched(patch) if name.endswith(".c")}
@@ -187,14 +189,16 @@ class Gate:
             return self.boot(number)
         return self.compile(number, next(one for one in ARCHES if one.name == step))
 
+    def every_object(self, arch: Arch) -> list[str]:
+        """Of all files of the series."""
+        return [name.replace(".c", ".o") for name in self.witnesses if not foreign(arch).match(name)]
+
     def objects(self, number: int, arch: Arch) -> list[str]:
         """What this patch may change the code of, on this architecture."""
-        names = touched(self.series.patches[number - 1])
-        others = [own for one in ARCHES if one is not arch for own in one.own]
-        foreign = re.compile("|".join([*map(re.escape, others), r"arch/(?!" + arch.own[0].split("/")[1] + "/)"]))
-        sources = {name for name in names if name.endswith(".c") and not foreign.match(name)}
-        if any(not name.endswith((".c", ".txt", ".yaml")) and not foreign.match(name) for name in names):
-            sources = {name for name in self.witnesses if not foreign.match(name)}
+        names = {name for name in touched(self.series.patches[number - 1]) if not foreign(arch).match(name)}
+        sources = {name for name in names if name.endswith(".c")}
+        if any(not name.endswith((".c", ".txt", ".yaml")) for name in names):
+            sources = {name for name in self.witnesses if not foreign(arch).match(name)}
         tree = self.repository.path
         return sorted(name.removesuffix(".c") + ".o" for name in sources if (tree / name).exists())
 
@@ -220,10 +224,10 @@ class Gate:
             write_whole(log, done.stdout)
         return done.returncode, done.stdout
 
-    def configure(self, arch: Arch, build: Path, options: Sequence[str] = ()) -> None:
+    def configure(self, arch: Arch, build: Path, options: Sequence[str] = (), start: str = "") -> None:
         """The defconfig with what the series is about; what the architecture cannot have it does not get."""
         build.mkdir(parents=True, exist_ok=True)
-        status, said = self.make(arch, build, arch.defconfig)
+        status, said = self.make(arch, build, start or arch.defconfig)
         if status == 0:
             words = [word for name in ENABLE for word in ("--enable", name)]
             # A warning shall be seen, and compared, not end the compilation.
@@ -241,7 +245,10 @@ class Gate:
         objects = self.objects(number, arch)
         if not objects:
             return Outcome("skipped", "it changes nothing that this architecture compiles")
-        before = self.state(number - 1, arch, objects)
+        try:
+            before = self.state(number - 1, arch, objects)
+        except UserError as error:
+            return Outcome("skipped", f"the source before this patch does not compile there: {error}")
         after = self.state(number, arch, objects)
         worse = []
         for name in objects:
@@ -390,6 +397,12 @@ class Gate:
         return Outcome("failed", "\n".join(log.read_text(errors="replace").splitlines()[-40:]))
 
 
+def foreign(arch: Arch) -> re.Pattern[str]:
+    """Files that only other architectures compile."""
+    others = [own for one in ARCHES if one is not arch for own in one.own]
+    return re.compile("|".join([*map(re.escape, others), r"arch/(?!" + arch.own[0].split("/")[1] + "/)"]))
+
+
 def first_line(said: str) -> str:
     """The most telling line of what make said."""
     lines = said.splitlines()
@@ -438,7 +451,7 @@ def run(one: Gate, steps: Sequence[str], patches: Sequence[str]) -> int:
         for number in numbers:
             name = one.series.patches[number - 1].name
             said = []
-            for step in steps:
+            for step in (step for step in steps if step not in WHOLE):
                 key = one.key(number)
                 outcome = one.results.get(name, step, key)
                 if outcome is None:
@@ -455,10 +468,30 @@ def run(one: Gate, steps: Sequence[str], patches: Sequence[str]) -> int:
     except KeyboardInterrupt:
         say("interrupted: the next `make series` goes on here")
         raise
+    failed += whole(one, [step for step in steps if step in WHOLE])
     for line in failed:
         say(f"FAILED {line}")
     say(f"{len(numbers)} patches of {one.kernel}, {len(failed)} failures (results in {display(one.results.path)})")
     return 1 if failed else 0
+
+
+def whole(one: Gate, steps: Sequence[str]) -> list[str]:
+    """The steps for the series as a whole; what failed, a line each."""
+    failed = []
+    arch = next(known for known in ARCHES if known.name == "x86_64")
+    key = one.key(len(one.series.patches))
+    for step in steps:
+        outcome = one.results.get(serieswhole.NAME, step, key)
+        if outcome is None:
+            try:
+                outcome = Outcome(*WHOLE[step](one, arch))
+            except UserError as error:
+                outcome = Outcome("failed", str(error))
+            one.results.put(serieswhole.NAME, step, key, outcome)
+        say(f"{serieswhole.NAME}: {step} {outcome.outcome}: {outcome.text}")
+        if outcome.outcome == "failed":
+            failed.append(f"{serieswhole.NAME}: {step}: {outcome.text}")
+    return failed
 
 
 def main() -> int:
