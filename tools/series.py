@@ -24,7 +24,7 @@ from typing import Any
 from tools import fragments, serieswhole
 from tools.boards import board
 from tools.check import checkpatch, touched
-from tools.common import OUTPUT, UserError, bounded, display, entry, say, sha256, write_whole
+from tools.common import OUTPUT, UserError, bounded, display, entry, locked, say, sha256, write_whole
 from tools.kernel import Kernel
 from tools.source import BASE, Repository, Series, kernel_lines, series
 
@@ -432,9 +432,11 @@ def summary(path: Path) -> dict[str, Any]:
 
 
 def gate(kernel: str, steps: Sequence[str], patches: Sequence[str]) -> int:
-    one = Gate(series(kernel), Repository(kernel, "series"), FOLDER / kernel)
-    one.prepare()
-    return run(one, steps, patches)
+    # Two of them would take the work tree from each other.
+    with locked(FOLDER / kernel / "lock", f"another `make series KERNEL={kernel}` runs: wait until that has ended"):
+        one = Gate(series(kernel), Repository(kernel, "series"), FOLDER / kernel)
+        one.prepare()
+        return run(one, steps, patches)
 
 
 def run(one: Gate, steps: Sequence[str], patches: Sequence[str]) -> int:
