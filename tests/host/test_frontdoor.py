@@ -189,4 +189,5 @@ def test_what_fetches_names_no_mirror() -> None:
         timeout=60,
         check=False,
     )
-    assert done.stdout == ""
+    # The boards of the rack are on this very machine.
+    assert [line for line in done.stdout.splitlines() if "http://127.0.0.1" not in line] == []

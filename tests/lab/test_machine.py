@@ -404,7 +404,7 @@ class TestDrive:
 
 class TestStates:
     def test_an_unknown_state(self, board: MakeStrategy) -> None:
-        with pytest.raises(StrategyError, match="no state 'sleep': use one of off, shell"):
+        with pytest.raises(StrategyError, match="no state 'sleep': use one of off, bootloader, flashed, shell"):
             board().transition("sleep")
 
     @pytest.mark.parametrize("operation", ["reset", "reboot", "power_cut"])
