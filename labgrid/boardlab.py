@@ -29,7 +29,6 @@ from labgrid.driver import AndroidFastbootDriver, Driver, NetworkPowerDriver, TF
 from labgrid.driver.exception import ExecutionError
 from labgrid.driver.usbstoragedriver import Mode
 from labgrid.factory import target_factory
-from labgrid.resource.provider import TFTPProvider
 from labgrid.step import step
 from pexpect import TIMEOUT
 
@@ -136,8 +135,17 @@ class BoardUBootDriver(UBootDriver):
 class BoardTFTPDriver(TFTPProviderDriver):
     """TFTPProviderDriver that needs no SSH where the server's folder is on this very machine."""
 
+    @property
+    def is_local(self) -> bool:
+        return self.provider.host in ("localhost", "127.0.0.1", "::1", socket.gethostname())
+
+    def unstage(self, filename: str) -> None:
+        """Takes a file away again; on another host labgrid's own cache keeps it."""
+        if self.is_local:
+            (Path(self.provider.internal) / Path(filename).name).unlink(missing_ok=True)
+
     def stage(self, filename: str) -> str:
-        if self.provider.host in ("localhost", "127.0.0.1", "::1", socket.gethostname()):
+        if self.is_local:
             link = Path(self.provider.internal) / Path(filename).name
             link.unlink(missing_ok=True)
             try:
@@ -310,7 +318,7 @@ class UBootMedium(FlashDriver):
 class UBootFlashDriver(UBootMedium):
     """U-Boot fetches the image by TFTP, piece by piece, writes it and reads it back."""
 
-    bindings = {"uboot": BoardUBootDriver, "tftp": TFTPProviderDriver}
+    bindings = {"uboot": BoardUBootDriver, "tftp": BoardTFTPDriver}
 
     @Driver.check_active
     @step()
@@ -332,8 +340,7 @@ class UBootFlashDriver(UBootMedium):
                 try:
                     self.uboot.do(f"tftpboot {self.address:#x} {name}", 30 + part.size / SLOWEST)
                 finally:
-                    if isinstance(self.tftp.provider, TFTPProvider) or self.tftp.provider.host == "127.0.0.1":
-                        (Path(self.tftp.provider.internal) / file.name).unlink(missing_ok=True)
+                    self.tftp.unstage(str(file))
                 file.unlink()
                 wanted = zlib.crc32(data)
                 if self._crc(self.address, part.size) != wanted:
