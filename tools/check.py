@@ -17,7 +17,7 @@ from tools import buildroot, fragments, matrix, sources
 from tools.boards import board, boards, products
 from tools.common import OUTPUT, ROOT, UserError, display, entry, need_tools, run, say, sha256, write_whole
 from tools.kernel import Kernel
-from tools.source import BASE, GIT, IDENTITY, Repository, Series, kernel_lines, series, why_not
+from tools.source import BASE, GIT, IDENTITY, Repository, Series, git_am, kernel_lines, series
 
 BIN = Path(sys.executable).parent
 # Kinds of checkpatch complaints which do not apply here; patches/linux/README.md says why, per patch.
@@ -182,18 +182,8 @@ def apply_by_git(tree: Path, repository: Repository, patches: Series) -> None:
     for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--allow-empty", "-m", BASE]):
         subprocess.run([*GIT, *words], cwd=tree, env=environment, timeout=60, check=True)
     for patch in patches.patches:
-        done = subprocess.run(
-            [*GIT, "am", "--quiet", patch],
-            cwd=tree,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        if done.returncode:
-            reason = why_not(patch.read_text(errors="replace"), done.stdout + done.stderr)
+        reason = git_am(tree, patch.read_bytes())
+        if reason:
             raise UserError(f"{display(patch)} does not apply to Linux {repository.kernel}: {reason}")
 
 

@@ -20,6 +20,12 @@ from tools.common import CROSS_COMPILE, UserError, display, run, say, sha256, wr
 ARCH = "arm"
 
 
+def caller_free_environment() -> dict[str, str]:
+    """Ours, without what the Makefile which called us would leak of its variables (O=, KERNEL=, …) into the kernel's make."""
+    drop = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "O", "KERNEL", "DEBUG", "ARCH"}
+    return {name: value for name, value in os.environ.items() if name not in drop}
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One kernel build: its source, its object tree, and what names the release."""
@@ -51,10 +57,7 @@ class Kernel:
         ]
 
     def _environment(self) -> dict[str, str]:
-        # MAKEFLAGS of the Makefile which called us would leak its variables (O=, KERNEL=, …).
-        drop = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "O", "KERNEL", "DEBUG", "ARCH"}
-        kept = {name: value for name, value in os.environ.items() if name not in drop}
-        return {**kept, "SOURCE_DATE_EPOCH": str(self.epoch), "LC_ALL": "C"}
+        return {**caller_free_environment(), "SOURCE_DATE_EPOCH": str(self.epoch), "LC_ALL": "C"}
 
     @property
     def config(self) -> Path:

@@ -80,15 +80,21 @@ def image_folder(board: str) -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """labgrid's !template stays as it is written."""
+    pass
 
 
 _Loader.add_constructor("!template", lambda loader, node: node.value)
 
 
+def read_environment(path: Path) -> dict[str, Any]:
+    """A labgrid environment; its !template stay as they are written."""
+    content: dict[str, Any] = yaml.load(path.read_text(), _Loader)  # noqa: S506 (a SafeLoader)
+    return content
+
+
 def missing(board: str) -> Path | None:
     """An image of the emulator's that has not been built."""
-    content = yaml.load(kinds()[board].read_text(), _Loader)  # noqa: S506 (a SafeLoader)
+    content = read_environment(kinds()[board])
     for path in content["images"].values():
         name = path.replace("$LG_BUILDDIR", str(image_folder(board)))
         if "$" not in name and not Path(name).is_file():
@@ -117,7 +123,7 @@ def choose(wanted: Sequence[str], count: int) -> list[str]:
 def tags(board: str) -> dict[str, str]:
     """What a reservation can ask for; each fact from where it stands already."""
     folder = image_folder(board)
-    content = yaml.load(kinds()[board].read_text(), _Loader)  # noqa: S506 (a SafeLoader)
+    content = read_environment(kinds()[board])
     config = (folder / "kernel.config").read_text()
 
     def pmem(node: Any) -> int:

@@ -25,7 +25,8 @@ from tools import fragments, serieswhole
 from tools.boards import board
 from tools.check import checkpatch, touched
 from tools.common import OUTPUT, UserError, bounded, display, entry, locked, say, sha256, write_whole
-from tools.kernel import Kernel
+from tools.common import run as shell
+from tools.kernel import Kernel, caller_free_environment, first_error
 from tools.source import BASE, Repository, Series, kernel_lines, series
 
 FOLDER = OUTPUT / "series"
@@ -204,16 +205,15 @@ class Gate:
         tree = self.repository.path
         return sorted(name.removesuffix(".c") + ".o" for name in sources if (tree / name).exists())
 
-    def make(self, arch: Arch, build: Path, *words: str, log: Path | None = None) -> tuple[int, str]:
+    def make(self, arch: Arch, build: Path, *words: str) -> tuple[int, str]:
+        """Exit status and output of the kernel's make, out of tree and on all processors."""
         ccache = "ccache " if shutil.which("ccache") else ""
         command = ["make", f"--directory={self.repository.path}", f"O={build}", f"ARCH={arch.arch}"]
-        command += [f"CROSS_COMPILE={arch.prefix}", f"CC={ccache}{arch.prefix}gcc", f"HOSTCC={ccache}gcc", *words]
-        environment = {
-            name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "O", "ARCH")
-        }
+        command += [f"CROSS_COMPILE={arch.prefix}", f"CC={ccache}{arch.prefix}gcc", f"HOSTCC={ccache}gcc"]
+        command += [f"-j{len(os.sched_getaffinity(0))}", *words]
         done = subprocess.run(
             command,
-            env={**environment, "LC_ALL": "C", "KBUILD_BUILD_TIMESTAMP": "0"},
+            env={**caller_free_environment(), "LC_ALL": "C", "KBUILD_BUILD_TIMESTAMP": "0"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -222,8 +222,6 @@ class Gate:
             timeout=MAKE_LIMIT,
             check=False,
         )
-        if log is not None:
-            write_whole(log, done.stdout)
         return done.returncode, done.stdout
 
     def configure(self, arch: Arch, build: Path, options: Sequence[str] = (), start: str = "") -> None:
@@ -235,7 +233,7 @@ class Gate:
             # A warning shall be seen, and compared, not end the compilation.
             words += ["--disable", "WERROR", *options]
             script = self.repository.path / "scripts/config"
-            subprocess.run([script, "--file", build / ".config", *words], check=True, timeout=60)
+            shell([script, "--file", build / ".config", *words], what=f"the configuration of {arch.name}", timeout=60)
             status, said = self.make(arch, build, "olddefconfig")
         if status:
             raise UserError(f"{arch.name} cannot be configured: {' / '.join(said.splitlines()[-3:])}")
@@ -278,10 +276,9 @@ class Gate:
             if not (build / ".config").exists():
                 self.configure(arch, build)
             self.make(arch, build, "olddefconfig")
-            jobs = len(os.sched_getaffinity(0))
-            status, said = self.make(arch, build, f"-j{jobs}", "prepare")
+            status, said = self.make(arch, build, "prepare")
             if status:
-                raise UserError(f"{arch.name} after {number} patches: {first_line(said)}")
+                raise UserError(f"{arch.name} after {number} patches: {first_error(said.splitlines())}")
             known |= self.compile_all(arch, build, wanted)
             write_whole(store, json.dumps(known, indent=1) + "\n")
         return known
@@ -292,12 +289,9 @@ class Gate:
         for name in there:
             (build / name).unlink(missing_ok=True)
         sparse = ("C=1",) if arch.sparse and shutil.which("sparse") else ()
-        jobs = f"-j{len(os.sched_getaffinity(0))}"
-        _, said = (
-            self.make(arch, build, jobs, "--keep-going", "--output-sync=target", "W=1", *sparse, *there)
-            if there
-            else (0, "")
-        )
+        said = ""
+        if there:
+            _, said = self.make(arch, build, "--keep-going", "--output-sync=target", "W=1", *sparse, *there)
         warnings: dict[str, list[str]] = {name: [] for name in objects}
         errors: dict[str, str] = {}
         current = ""
@@ -313,7 +307,11 @@ class Gate:
         for name in objects:
             path = build / name
             ok = name in there and path.exists()
-            error = "" if ok else errors.get(name, first_line(said) if name in there else "there is no such file yet")
+            error = (
+                ""
+                if ok
+                else errors.get(name, first_error(said.splitlines()) if name in there else "there is no such file yet")
+            )
             size = text_size(arch, path) if ok else 0
             found[name] = {"ok": ok, "warnings": warnings[name], "error": error, "text": size}
         return found
@@ -405,19 +403,9 @@ def foreign(arch: Arch) -> re.Pattern[str]:
     return re.compile("|".join([*map(re.escape, others), r"arch/(?!" + arch.own[0].split("/")[1] + "/)"]))
 
 
-def first_line(said: str) -> str:
-    """The most telling line of what make said."""
-    lines = said.splitlines()
-    for pattern in (r"\berror:", r"undefined reference", r"\*\*\*"):
-        for line in lines:
-            if re.search(pattern, line):
-                return line.strip()
-    return lines[-1].strip() if lines else "make said nothing"
-
-
 def text_size(arch: Arch, path: Path) -> int:
-    done = subprocess.run([f"{arch.prefix}size", path], capture_output=True, text=True, timeout=60, check=True)
-    return int(done.stdout.splitlines()[1].split()[0])
+    said = shell([f"{arch.prefix}size", path], what=f"the size of {path.name}", timeout=60)
+    return int(said.splitlines()[1].split()[0])
 
 
 def summary(path: Path) -> dict[str, Any]:

@@ -7,21 +7,20 @@ The mails are checked: applied to the pristine source they give the very tree th
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tools import runs
 from tools import series as gate
 from tools.check import checkpatch
-from tools.common import OUTPUT, UserError, display, entry, say, write_whole
+from tools.common import OUTPUT, UserError, display, entry, run, say, write_whole
 from tools.report import render
-from tools.source import BASE, GIT, IDENTITY, Repository, Series, kernel_lines, series
+from tools.source import BASE, Repository, Series, git_am, kernel_lines, series
 
 FOLDER = OUTPUT / "mail"
 # A list or a person that get_maintainer.pl prints with its role
@@ -32,7 +31,7 @@ UPSTREAM = re.compile(r"(?m)^Upstream: .*\n(?:[ \t].*\n)*")
 
 def maintainers(tree: Path, patch: Path) -> tuple[list[str], list[str]]:
     """To: who maintains what the patch touches, and Cc: reviewers and lists, by the tree's own MAINTAINERS."""
-    done = subprocess.run(
+    said = run(
         [
             "perl",
             tree / "scripts/get_maintainer.pl",
@@ -43,16 +42,12 @@ def maintainers(tree: Path, patch: Path) -> tuple[list[str], list[str]]:
             patch,
         ],
         cwd=tree,
-        capture_output=True,
-        text=True,
+        what=f"get_maintainer.pl on {patch.name}",
         timeout=300,
-        check=False,
     )
-    if done.returncode:
-        raise UserError(f"get_maintainer.pl failed on {patch.name}: {done.stderr.strip() or done.stdout.strip()}")
     to: list[str] = []
     cc: list[str] = []
-    for line in done.stdout.splitlines():
+    for line in said.splitlines():
         found = LINE.match(line)
         address, role = (found["address"], found["role"]) if found else (line.strip(), "")
         (to if re.match(r"(maintainer|supporter|odd fixer)\b", role) else cc).append(address)
@@ -68,42 +63,40 @@ def with_headers(text: str, to: Sequence[str], cc: Sequence[str]) -> str:
     return f"{head}\n\n{body}"
 
 
-def format_patches(repository: Repository, wanted: Series, work: Path) -> list[Path]:
-    """Cover letter and patches of the series' branch, by git format-patch."""
+@contextmanager
+def pristine(repository: Repository) -> Iterator[Path]:
+    """A work tree of the pristine source for a while."""
     with tempfile.TemporaryDirectory() as name:
-        # The same commits without Buildroot's line
         tree = Path(name) / "tree"
         repository.git("worktree", "add", "--quiet", "--detach", str(tree), BASE)
         try:
-            for patch in wanted.patches:
-                apply(tree, UPSTREAM.sub("", patch.read_text()))
-            if repository.git("rev-parse", "HEAD^{tree}", cwd=tree) != repository.git(
-                "rev-parse", f"{repository.branch}^{{tree}}"
-            ):
-                raise UserError(f"the mails' patches do not give the tree of {display(repository.path)}: is it edited?")
-            prefix = f"PATCH {repository.kernel}"
-            repository.git(
-                "format-patch", "--quiet", "--cover-letter", "--thread=shallow", "--no-signature", f"--subject-prefix={prefix}",
-                "-o", str(work), f"{BASE}..HEAD", cwd=tree,
-            )  # fmt: skip
+            yield tree
         finally:
             repository.git("worktree", "remove", "--force", str(tree))
+
+
+def format_patches(repository: Repository, wanted: Series, work: Path) -> list[Path]:
+    """Cover letter and patches of the series' branch, by git format-patch."""
+    # The same commits without Buildroot's line
+    with pristine(repository) as tree:
+        for patch in wanted.patches:
+            reason = git_am(tree, UPSTREAM.sub("", patch.read_text()).encode())
+            if reason:
+                raise UserError(f"a patch does not apply: {reason}")
+        made, tested = repository.git("rev-parse", "HEAD^{tree}", cwd=tree), tree_of(repository)
+        if made != tested:
+            raise UserError(f"the mails' patches do not give the tree of {display(repository.path)}: is it edited?")
+        repository.git(
+            *("format-patch", "--quiet", "--cover-letter", "--thread=shallow", "--no-signature"),
+            *(f"--subject-prefix=PATCH {repository.kernel}", "-o", str(work), f"{BASE}..HEAD"),
+            cwd=tree,
+        )
     return sorted(work.glob("*.patch"))
 
 
-def apply(tree: Path, text: str) -> None:
-    done = subprocess.run(
-        [*GIT, "am", "--quiet"],
-        cwd=tree,
-        env={**os.environ, **IDENTITY},
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    if done.returncode:
-        raise UserError(f"a patch does not apply: {(done.stderr or done.stdout).strip().splitlines()[0]}")
+def tree_of(repository: Repository) -> str:
+    """What the series' branch holds after the last patch."""
+    return repository.git("rev-parse", f"{repository.branch}^{{tree}}")
 
 
 def version(repository: Repository) -> str:
@@ -119,26 +112,21 @@ def comparison(repository: Repository, posted: Path | None) -> str:
             "No range-diff: the posted mails were not at hand (POSTED=<mbox> of `make series-mail` takes them).\n"
             "patches/linux/README.md of arm-pmem names the origin of each patch."
         )
-    with tempfile.TemporaryDirectory() as name:
-        tree = Path(name) / "tree"
-        repository.git("worktree", "add", "--quiet", "--detach", str(tree), BASE)
-        try:
-            apply(tree, posted.read_text(errors="replace"))
-            head = repository.git("rev-parse", "HEAD", cwd=tree)
-            return repository.git(
-                "range-diff", "--no-color", "--creation-factor=95", f"{BASE}..{head}", f"{BASE}..{repository.branch}"
-            )
-        except UserError as error:
+    with pristine(repository) as tree:
+        reason = git_am(tree, posted.read_bytes())
+        if reason:
             return (
-                f"No range-diff: {posted.name} does not apply to this kernel ({error}).\n"
+                f"No range-diff: {posted.name} does not apply to this kernel ({reason}).\n"
                 "patches/linux/README.md of arm-pmem names the origin of each patch."
             )
-        finally:
-            repository.git("worktree", "remove", "--force", str(tree))
+        head = repository.git("rev-parse", "HEAD", cwd=tree)
+        return repository.git(
+            "range-diff", "--no-color", "--creation-factor=95", f"{BASE}..{head}", f"{BASE}..{repository.branch}"
+        )
 
 
 def cover(repository: Repository, wanted: Series, letter: Path, posted: Path | None) -> str:
-    lanes = [run for run in runs.newest(runs.find(OUTPUT)).values() if run.kernel == repository.kernel]
+    lanes = [one for one in runs.newest(runs.find(OUTPUT)).values() if one.kernel == repository.kernel]
     results = gate.FOLDER / repository.kernel / "results.json"
     counted: list[tuple[str, str]] = []
     if results.exists():
@@ -151,11 +139,11 @@ def cover(repository: Repository, wanted: Series, letter: Path, posted: Path | N
         subject="DAX on ARMv7",
         kernel=repository.kernel,
         base=version(repository),
-        tree=repository.git("rev-parse", f"{repository.branch}^{{tree}}"),
+        tree=tree_of(repository),
         series=wanted,
         lanes=lanes,
         gate=counted,
-        emulated=all(run.emulated for run in lanes),
+        emulated=all(one.emulated for one in lanes),
         comparison=comparison(repository, posted),
     )
     subject, _, body = text.partition("\n\n")

@@ -6,7 +6,6 @@ The second is the series' own claim: where the data cache aliases, pmem comes up
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pexpect
 
-from tools import rootfs
+from tools import fragments, rootfs
 from tools.common import ROOT, UserError, say
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def corners(gate: Gate, arch: Arch) -> tuple[str, str]:
         symbol, _, value = name.partition("=")
         if bool(re.search(rf"^CONFIG_{symbol}=y$", config, re.MULTILINE)) != (value == "y"):
             raise UserError(f"allyesconfig cannot have {name}: something selects it")
-        status, said = gate.make(arch, build, f"-j{len(os.sched_getaffinity(0))}", "prepare")
+        status, said = gate.make(arch, build, "prepare")
         if status:
             raise UserError(f"{name}: {said.splitlines()[-1]}")
         objects = [one for one in gate.every_object(arch) if not re.match(without, one)]
@@ -76,15 +75,13 @@ def aliasing(gate: Gate, arch: Arch) -> tuple[str, str]:
     gate.checkout(len(gate.series.patches))
     build = gate.folder / "build/x86_64-aliasing"
     build.mkdir(parents=True, exist_ok=True)
-    jobs = f"-j{len(os.sched_getaffinity(0))}"
-    for words in (("allnoconfig", f"KCONFIG_ALLCONFIG={FRAGMENT}"), (jobs, "bzImage")):
+    for words in (("allnoconfig", f"KCONFIG_ALLCONFIG={FRAGMENT}"), ("bzImage",)):
         status, said = gate.make(arch, build, *words)
         if status:
             raise UserError(f"the x86-64 kernel: make {words[0]} failed: {' / '.join(said.splitlines()[-3:])}")
-    missed = set(FRAGMENT.read_text().split()) & set(re.findall(r"CONFIG_\w+=y", FRAGMENT.read_text()))
-    missed -= set((build / ".config").read_text().split())
+    missed = fragments.missed(fragments.read([FRAGMENT]), fragments.read_config(build / ".config"))
     if missed:
-        raise UserError(f"the x86-64 kernel does not have {', '.join(sorted(missed))}")
+        raise UserError(f"the x86-64 kernel does not have {', '.join(one.text for one in missed)}")
     archive = gate.folder / "x86_64/rootfs.cpio.gz"
     rootfs.build(
         work=archive.parent / "rootfs",

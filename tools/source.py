@@ -231,23 +231,26 @@ class Repository:
 
     def _apply_one(self, patch: Path) -> None:
         """`git am` knows no fuzz; its committer date is the author's, for the same commit ids."""
-        done = subprocess.run(
-            [*GIT, "am", "--quiet", "--committer-date-is-author-date", str(patch)],
-            cwd=self.path,
-            env={**os.environ, **IDENTITY},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=120,
-            check=False,
-        )
-        if done.returncode:
+        reason = git_am(self.path, patch.read_bytes(), "--committer-date-is-author-date")
+        if reason:
             raise UserError(
-                f"{display(patch)} does not apply to Linux {self.kernel}: "
-                f"{why_not(patch.read_text(errors='replace'), done.stdout + done.stderr)}; "
-                f"the source tree is left as it was"
+                f"{display(patch)} does not apply to Linux {self.kernel}: {reason}; the source tree is left as it was"
             )
+
+
+def git_am(tree: Path, mails: bytes, *options: str) -> str:
+    """Applies mails as commits, without fuzz; why they do not apply, or ''."""
+    done = subprocess.run(
+        [*GIT, "am", "--quiet", *options],
+        cwd=tree,
+        env={**os.environ, **IDENTITY},
+        input=mails,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    complaint = (done.stdout + done.stderr).decode(errors="replace")
+    return why_not(mails.decode(errors="replace"), complaint) if done.returncode else ""
 
 
 def why_not(patch: str, complaint: str) -> str:

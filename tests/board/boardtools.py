@@ -58,17 +58,18 @@ class Shell:
 
     def ready(self) -> None:
         """Brings the target to its shell; anew, if the last user left it in doubt."""
-        if self.reboot_wanted:
-            self.reboot_wanted = False
+        anew, self.reboot_wanted = self.reboot_wanted, False
+        if anew:
             self._strategy.lost()
-            self._strategy.transition("shell")
-            self.free_pmem()
         self._strategy.transition("shell")
+        if anew:
+            self.free_pmem()
 
     def free_pmem(self) -> None:
         """Where pmem outlives a start, so does what an earlier test left there: mounts and sector modes end here."""
+        umount = UMOUNT.format('"${dev#/dev/pmem}" != "$dev"')
         self(
-            "while read -r dev point rest; do case $dev in /dev/pmem*) umount $point || exit 1;; esac; done </proc/mounts; "
+            f"{{ {umount}; }} || exit 1; "
             "for n in /sys/bus/nd/devices/namespace*; do [ -e $n ] && [ ! -e $n/block ] || continue; n=${n##*/}; "
             "ndctl disable-namespace $n; ndctl destroy-namespace -f $n; ndctl enable-namespace $n; done >/dev/null 2>&1; true",
             timeout=60,

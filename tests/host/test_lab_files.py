@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -23,18 +22,6 @@ LABGRID = ROOT / "labgrid"
 CHUNK = 32 << 20
 
 
-class Loader(yaml.SafeLoader):
-    pass
-
-
-Loader.add_constructor("!template", lambda loader, node: node.value)
-
-
-def environment(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.load(path.read_text(), Loader)  # noqa: S506 (a SafeLoader)
-    return content
-
-
 LABS = sorted(path for path in LABGRID.glob("*.yaml") if "-" not in path.stem)
 
 
@@ -45,7 +32,7 @@ def test_each_board_with_a_card_has_an_environment_for_a_lab() -> None:
 
 @pytest.mark.parametrize("path", LABS, ids=lambda path: path.stem)
 def test_what_is_flashed_is_the_boards_own_image_and_hits_no_pmem_region(path: Path) -> None:
-    content = environment(path)
+    content = rack.read_environment(path)
     drivers = content["targets"]["main"]["drivers"]
     flash = drivers["UBootFlashDriver"]
     assert flash["board"] == path.stem

@@ -163,6 +163,13 @@ def follow(process: subprocess.Popen[str], until: str) -> str:
     raise AssertionError(f"'{until}' was never said:\n{text}")
 
 
+def interrupt(process: subprocess.Popen[str], at: str, number: signal.Signals) -> str:
+    """Sends a signal when a line matches; all that was said to the end."""
+    text = follow(process, at)
+    process.send_signal(number)
+    return text + process.communicate(timeout=LIMIT)[0]
+
+
 # Faults that need a board on which nothing was written come first --------------------------------------------------
 
 
@@ -221,9 +228,7 @@ def test_a_tftp_server_that_goes_away_half_way(rack: Rack) -> None:
 
 def test_a_flash_that_is_interrupted_frees_the_place_and_is_repeated_from_the_start(rack: Rack) -> None:
     process = rack.background("flash", "--place", "rack-1")
-    text = follow(process, r"MiB written and read back")
-    process.send_signal(signal.SIGINT)
-    text += process.communicate(timeout=LIMIT)[0]
+    text = interrupt(process, r"MiB written and read back", signal.SIGINT)
     assert process.returncode == 130
     assert "interrupted: " in text and "Traceback" not in text, text
     assert rack.is_idle(1)
@@ -333,9 +338,7 @@ def test_a_kernel_that_panics_at_boot(rack: Rack, images: Callable[..., Path], t
 
 def test_an_interrupted_test_run_switches_the_board_off_and_frees_it(rack: Rack) -> None:
     process = rack.background("test", "--place", "rack-1")
-    text = follow(process, r"^tests/board/")
-    process.send_signal(signal.SIGTERM)
-    text += process.communicate(timeout=LIMIT)[0]
+    text = interrupt(process, r"^tests/board/", signal.SIGTERM)
     assert process.returncode == 130
     assert "interrupted: what ran was ended" in text
     assert rack.is_idle(1)
