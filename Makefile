@@ -24,7 +24,8 @@ build    = $(PYTHON) -m tools.build
 options  = --board '$(BOARD)' --kernel '$(KERNEL)' --image '$(IMAGE)' --sources '$(SOURCES)' --out '$(O)'
 # Test reports (JUnit XML)
 reports := output/test
-unpatched := output/kernel-6.1-unpatched/images
+unpatched = output/kernel-$(or $(KERNEL),6.1)-unpatched/images
+patched   = output/$(if $(KERNEL),kernel-$(KERNEL),board)/images
 images   = $(or $(LG_BUILDDIR),$(if $(O),$(O)/images,output/board/images))
 # Images that the user names are the user's; the default ones are built when they are not there.
 needed   = $(if $(LG_BUILDDIR),,$(images)/manifest.json)
@@ -105,8 +106,16 @@ flash: ## write the image to the board of a labgrid place, read it back, boot it
 lab-test: ## reserve, flash, test and free a board: TAGS='board=orangepi_pc' (PLACES=all: all that are free, at once)
 	@$(PYTHON) -m tools.lab lab-test --tags '$(TAGS)' --board '$(BOARD)' $(if $(filter all,$(PLACES)),--all)
 
-rack: ## a lab on this machine, labgrid's coordinator and emulated boards that look like hardware: N=4
-	@$(PYTHON) -m tools.rack start --count '$(N)' --boards $(BOARD)
+.PHONY: lab-deps
+lab-deps: ## what the tests of the lab need beyond `make deps`: fastboot, an SSH server
+	@tools/deps lab
+
+rack: ## a lab on this machine, labgrid's coordinator and emulated boards that look like hardware: N=4 (FIRMWARE=<another U-Boot>)
+	@$(PYTHON) -m tools.rack start --count '$(N)' --boards $(BOARD) $(if $(FIRMWARE),--firmware '$(FIRMWARE)')
+
+.PHONY: lab-cost
+lab-cost: ## what the lab adds to the suite, on 1, 2, 4 and 8 emulated boards at once: half an hour (N='1 2')
+	@$(PYTHON) -m tools.labcost --count '$(N)'
 
 rack-stop: ## end it; nothing is left running
 	@$(PYTHON) -m tools.rack stop
@@ -135,11 +144,11 @@ series-mail: ## the series as mails with cover letter and recipients, in output/
 report: ## all that ran, as a page and as tested-by.txt, in output/report
 	@$(PYTHON) -m tools.report
 
-test-regression: output/board/images/manifest.json $(unpatched)/manifest.json ## what the series turns from fail to pass
-	@$(PYTHON) -m tools.regression
+test-regression: $(patched)/manifest.json $(unpatched)/manifest.json ## what the series turns from fail to pass (KERNEL=)
+	@$(PYTHON) -m tools.regression --patched $(patched) --unpatched $(unpatched)
 
-$(unpatched)/manifest.json:
-	@$(MAKE) kernel SERIES=none
+output/kernel-%/images/manifest.json:
+	@$(MAKE) kernel KERNEL=$(firstword $(subst -, ,$*)) SERIES=$(if $(findstring unpatched,$*),none)
 
 check: ## linters, patches, fragments: no board, no build
 	@$(PYTHON) -m tools.check

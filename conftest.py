@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -197,27 +196,14 @@ def new_log_folder(config: pytest.Config) -> Path:
         logs.mkdir(parents=True, exist_ok=True)
         return logs
     base = (image_folder().parent if environment_file(config) else ROOT / "output" / "host") / "logs"
-    stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    logs = base / stamp
-    number = 1
-    while True:
-        try:
-            logs.mkdir(parents=True)
-            break
-        except FileExistsError:
-            logs = base / f"{stamp}.{number}"
-            number += 1
-        except OSError as exc:
-            raise pytest.UsageError(
-                f"The log folder {logs} cannot be made ({exc.strerror}): use --board-logs."
-            ) from exc
+    try:
+        logs = runs.new_folder(base, KEEP)
+    except OSError as exc:
+        raise pytest.UsageError(f"No log folder can be made in {base} ({exc.strerror}): use --board-logs.") from exc
     link = base / f".latest.{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(logs.name)
     link.replace(base / "latest")
-    old = sorted(path for path in base.glob("20*") if path.is_dir())[:-KEEP]
-    for path in old:
-        shutil.rmtree(path, ignore_errors=True)
     return logs
 
 

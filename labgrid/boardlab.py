@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # labgrid has no types to build on.
 # mypy: disable-error-code="untyped-decorator,misc,var-annotated,has-type"
-"""Drivers for boards behind a coordinator: a bounded power switch, U-Boot, and three ways to flash.
+"""Drivers for boards behind a coordinator: a bounded power switch, a serial port, U-Boot, and three ways to flash.
 
 Whatever the way, an image is checked on this side first (its manifest names its board and its hash), and what was
 written is read back.
@@ -21,22 +21,33 @@ import xml.etree.ElementTree as ElementTree
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any, NamedTuple
 
 import attr
 from boardlib import BoardError, BootFailed, ConsoleTail, FlashProtocol, ImageMissing, scaled
-from labgrid.driver import AndroidFastbootDriver, Driver, NetworkPowerDriver, TFTPProviderDriver, UBootDriver
+from labgrid.driver import (
+    AndroidFastbootDriver,
+    Driver,
+    NetworkPowerDriver,
+    SerialDriver,
+    TFTPProviderDriver,
+    UBootDriver,
+)
 from labgrid.driver.exception import ExecutionError
 from labgrid.driver.usbstoragedriver import Mode
 from labgrid.factory import target_factory
 from labgrid.step import step
 from pexpect import TIMEOUT
+from serial import SerialException
 
 BLOCK = 512
 MIB = 1 << 20
 # Time limits in seconds, before the scale factor
 POWER_LIMIT = 20
 COMMAND_LIMIT = 30
+# What a serial port may have ready, in bytes
+AT_ONCE = 1 << 16
 # The slowest that a card or a TFTP server may be, in bytes a second
 SLOWEST = MIB // 4
 
@@ -101,6 +112,22 @@ class BoardPowerDriver(NetworkPowerDriver):
 
 @target_factory.reg_driver
 @attr.s(eq=False)
+class BoardSerialDriver(SerialDriver):
+    """SerialDriver that takes all that has come: of a socket, pyserial only says that there is something, and labgrid then
+    reads byte by byte, each with its own search for the prompt."""
+
+    def _read(self, size: int = 1, timeout: float = 0.0, max_size: int | None = None) -> bytes:
+        data: bytes = super()._read(size, timeout, max_size)
+        if not max_size:
+            self.serial.timeout = 0
+            # A line that breaks now breaks at the next read, too: what came before is not lost.
+            with contextlib.suppress(SerialException):
+                data += self.serial.read(AT_ONCE)
+        return data
+
+
+@target_factory.reg_driver
+@attr.s(eq=False)
 class BoardUBootDriver(UBootDriver):
     """UBootDriver whose limits follow LG_TIMEOUT_SCALE, and whose failures have names."""
 
@@ -130,6 +157,11 @@ class BoardUBootDriver(UBootDriver):
         return list(lines)
 
 
+def on_this_machine(host: str) -> bool:
+    """Whether an exporter's host is the one where this runs: labgrid itself goes there by SSH."""
+    return host in ("localhost", "127.0.0.1", "::1", socket.gethostname())
+
+
 @target_factory.reg_driver
 @attr.s(eq=False)
 class BoardTFTPDriver(TFTPProviderDriver):
@@ -137,7 +169,7 @@ class BoardTFTPDriver(TFTPProviderDriver):
 
     @property
     def is_local(self) -> bool:
-        return self.provider.host in ("localhost", "127.0.0.1", "::1", socket.gethostname())
+        return on_this_machine(self.provider.host)
 
     def unstage(self, filename: str) -> None:
         """Takes a file away again; on another host labgrid's own cache keeps it."""
@@ -161,6 +193,55 @@ class BoardTFTPDriver(TFTPProviderDriver):
         except ExecutionError as exc:
             raise FlashFailed(f"{filename} cannot be put on the TFTP server {self.provider.host}: {exc}.") from exc
         return name
+
+
+@target_factory.reg_driver
+@attr.s(eq=False)
+class BoardFastbootDriver(AndroidFastbootDriver):
+    """AndroidFastbootDriver which waits no longer than its limit, and needs no SSH where the exporter is on this machine."""
+
+    # `timeout` ends with it when it had to end the program: on the exporter's host, too.
+    OVERDUE = 124
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        self.limit = float(COMMAND_LIMIT)
+
+    @property
+    def is_local(self) -> bool:
+        return on_this_machine(getattr(self.fastboot, "host", "localhost"))
+
+    def _get_fastboot_prefix(self) -> list[str]:
+        resource = self.fastboot
+        if hasattr(resource, "address"):
+            where = f"{resource.protocol}:{resource.address}:{resource.port}"
+        else:
+            where = f"usb:{resource.path}"
+        prefix = [] if self.is_local else resource.command_prefix
+        sparse = ["-S", self.sparse_size] if self.sparse_size is not None else []
+        return [*prefix, "timeout", f"{scaled(self.limit):.0f}", self.tool, "-s", where, *sparse]
+
+    @Driver.check_active
+    def write(self, partition: str, file: Path, limit: float) -> None:
+        """Writes a file, within limit seconds (before the scale factor)."""
+        try:
+            # Where nobody answers it would wait as long as the whole image may take.
+            self.limit = COMMAND_LIMIT
+            self("getvar", "max-download-size")
+            self.limit = limit
+            if self.is_local:
+                self("flash", partition, str(file))
+            else:
+                self.flash(partition, str(file))
+        except CalledProcessError as exc:
+            said = [line for line in (exc.output or b"").decode(errors="replace").splitlines() if line.strip()]
+            why = f"no end after {scaled(self.limit):.0f} s" if exc.returncode == self.OVERDUE else "it failed"
+            raise FlashFailed(
+                f"fastboot cannot write {file.name}: {why}{f' ({said[-1].strip()})' if said else ''}; check the cable or "
+                "the network."
+            ) from exc
+        except (OSError, ExecutionError) as exc:
+            raise FlashFailed(f"fastboot cannot write {file.name} ({exc}): is the program installed there?") from exc
 
 
 # Images -----------------------------------------------------------------------------------------------------------
@@ -262,23 +343,35 @@ class UBootMedium(FlashDriver):
         device (str): interface and number, as U-Boot's commands want them: 'mmc 0', 'virtio 0'
         address (int): RAM for twice `chunk` bytes, which neither U-Boot nor a pmem region uses
         chunk (int): how many bytes are handled at once
+        compatible (str): optional, for a U-Boot that knows no `board_id`, such as a vendor's or a distribution's: what the
+            root of its own device tree must be compatible with
     """
 
     device = attr.ib(default="mmc 0", validator=attr.validators.matches_re(r"\w+ \d+"))
     address = attr.ib(default=0x42000000, validator=attr.validators.instance_of(int))
     chunk = attr.ib(default=32 * MIB, validator=attr.validators.instance_of(int))
+    compatible = attr.ib(default="", validator=attr.validators.instance_of(str))
 
     needs_bootloader = True
 
-    def _select(self, image: Image) -> None:
-        """The right board with a large enough medium, or an error before anything is written."""
+    def _identify(self) -> None:
         said = self.uboot.do("echo ${board_id}")
         board = said[-1].strip() if said else ""
-        if board != self.board:
-            raise WrongImage(
-                f"The board says by its board_id that it is '{board}', and not '{self.board}': check the place's tags and "
-                "its environment; nothing was written."
-            )
+        mend = "check the place's tags and its environment; nothing was written"
+        if not board and self.compatible:
+            self.uboot.do("fdt addr ${fdtcontroladdr}")
+            found = re.findall(r'"([^"]+)"', "\n".join(self.uboot.do("fdt print / compatible")))
+            if self.compatible not in found:
+                raise WrongImage(
+                    f"The board has no board_id, and by its device tree it is '{' '.join(found)}', and not "
+                    f"'{self.compatible}': {mend}."
+                )
+        elif board != self.board:
+            raise WrongImage(f"The board says by its board_id that it is '{board}', and not '{self.board}': {mend}.")
+
+    def _select(self, image: Image) -> None:
+        """The right board with a large enough medium, or an error before anything is written."""
+        self._identify()
         interface, number = self.device.split()
         self.uboot.do(f"{interface} dev {number}")
         last = image.size // BLOCK - 1
@@ -290,6 +383,11 @@ class UBootMedium(FlashDriver):
                 f"{image.path} has {image.size} bytes, and the medium '{self.device}' no block {last} "
                 f"({' / '.join(line.strip() for line in lines if line.strip())}): nothing was written."
             )
+
+    def _join_network(self) -> None:
+        # Without these U-Boot tries for ever when the server is gone.
+        self.uboot.do("setenv autoload no; setenv netretry no; setenv tftptimeout 2000; setenv tftptimeoutcountmax 5")
+        self.uboot.do("dhcp", 60)
 
     def _crc(self, address: int, size: int) -> int:
         said = "\n".join(self.uboot.do(f"crc32 {address:#x} {size:#x}", 30 + size / SLOWEST))
@@ -325,9 +423,7 @@ class UBootFlashDriver(UBootMedium):
     def flash(self) -> None:
         image = self._image()
         self._select(image)
-        # Without these U-Boot tries for ever when the server is gone.
-        self.uboot.do("setenv autoload no; setenv netretry no; setenv tftptimeout 2000; setenv tftptimeoutcountmax 5")
-        self.uboot.do("dhcp", 60)
+        self._join_network()
         parts = image.parts(self.chunk)
         total, done = sum(part.size for part in parts), 0
         interface = self.device.split()[0]
@@ -361,35 +457,45 @@ class FastbootFlashDriver(UBootMedium):
 
     Args:
         command (str): what makes U-Boot listen: 'fastboot usb 0', 'fastboot udp'
-        ready (regex): what U-Boot says when it listens
-        partition (str): fastboot's name of the whole medium
+        partition (str): U-Boot's name of the whole medium (CONFIG_FASTBOOT_MMC_USER_NAME)
     """
 
-    bindings = {"uboot": BoardUBootDriver, "fastboot": AndroidFastbootDriver}
-    command = attr.ib(default="fastboot usb 0", validator=attr.validators.instance_of(str))
-    ready = attr.ib(default="", validator=attr.validators.instance_of(str))
-    partition = attr.ib(default="0", validator=attr.validators.instance_of(str))
+    bindings = {"uboot": BoardUBootDriver, "fastboot": BoardFastbootDriver}
+    command = attr.ib(default="fastboot udp", validator=attr.validators.matches_re(r"fastboot (usb \d+|udp)"))
+    partition = attr.ib(default="mmc0", validator=attr.validators.instance_of(str))
 
     @Driver.check_active
     @step()
     def flash(self) -> None:
         image = self._image()
         self._select(image)
+        ready = re.escape(self.command)
+        if not self.command.startswith("fastboot usb"):
+            self._join_network()
+            ready = "Listening for fastboot command"
         self.uboot.console.sendline(self.command)
         try:
-            self.uboot.console.expect(self.ready or re.escape(self.command), timeout=scaled(COMMAND_LIMIT))
-            self.fastboot.flash(self.partition, str(image.path))
-        except (TIMEOUT, ExecutionError, OSError) as exc:
+            self.uboot.console.expect(ready, timeout=scaled(COMMAND_LIMIT))
+            self.fastboot.write(self.partition, image.path, 60 + image.size / SLOWEST)
+        except TIMEOUT as exc:
             raise FlashFailed(
-                f"fastboot cannot write the image ({exc}): check the cable or the network, and that U-Boot has {self.command}.",
-                self.uboot.tail.lines(),
+                f"U-Boot does not listen after '{self.command}': was it built with it?", self.uboot.tail.lines()
             ) from exc
         finally:
-            self.uboot.console.write(b"\x03")
-            self.uboot.console.expect(self.uboot.prompt, timeout=scaled(COMMAND_LIMIT))
+            self._end_command()
         self._progress("written, now it is read back")
         for part in image.parts(self.chunk):
             self._read_back(part, zlib.crc32(image.read(part)))
+
+    def _end_command(self) -> None:
+        try:
+            self.uboot.console.write(b"\x03")
+            self.uboot.console.expect(self.uboot.prompt, timeout=scaled(COMMAND_LIMIT))
+        except TIMEOUT as exc:
+            raise FlashFailed(
+                f"U-Boot did not come back from '{self.command}': it crashed, or the board lost its power.",
+                self.uboot.tail.lines(),
+            ) from exc
 
 
 @target_factory.reg_driver
@@ -407,22 +513,33 @@ class StorageFlashDriver(FlashDriver):
     @step()
     def flash(self) -> None:
         image = self._image()
-        if self.mux is not None:
-            self.target.activate(self.mux)
-            self.mux.set_mode("host")
         try:
-            self.target.activate(self.storage)
-            size = self.storage.get_size()
-            if size < image.size:
-                raise ImageTooLarge(f"{image.path} has {image.size} bytes, and the medium {size}: nothing was written.")
-            self.storage.write_image(str(image.path), mode=Mode.BMAPTOOL if image.bmap.is_file() else Mode.DD)
-            self._progress("written, now it is read back")
-            self._read_back(image)
-        except ExecutionError as exc:
+            with self._switched_to_host():
+                self.target.activate(self.storage)
+                size = self.storage.get_size()
+                if size < image.size:
+                    raise ImageTooLarge(
+                        f"{image.path} has {image.size} bytes, and the medium {size}: nothing was written."
+                    )
+                self.storage.write_image(str(image.path), mode=Mode.BMAPTOOL if image.bmap.is_file() else Mode.DD)
+                self._progress("written, now it is read back")
+                self._read_back(image)
+        except (ExecutionError, OSError, CalledProcessError) as exc:
             raise FlashFailed(f"The medium cannot be written: {exc}.") from exc
+
+    @contextlib.contextmanager
+    def _switched_to_host(self) -> Iterator[None]:
+        """The board gets its medium back, whatever happens."""
+        if self.mux is None:
+            yield
+            return
+        self.target.activate(self.mux)
+        self.mux.set_mode("host")
+        try:
+            yield
         finally:
-            if self.mux is not None:
-                self.mux.set_mode("dut")
+            self.target.deactivate(self.storage)
+            self.mux.set_mode("dut")
 
     def _read_back(self, image: Image) -> None:
         parts = image.parts(image.size)

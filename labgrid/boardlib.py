@@ -117,9 +117,12 @@ class ConsoleTail:
     def silent(self) -> bool:
         return not self._data.strip()
 
+    @property
+    def text(self) -> str:
+        return _VT100.sub("", self._data.decode("utf-8", "replace")).replace("\r", "")
+
     def lines(self, count: int = 15) -> list[str]:
-        text = _VT100.sub("", self._data.decode("utf-8", "replace"))
-        return [line.rstrip() for line in text.replace("\r", "").split("\n") if line.strip()][-count:]
+        return [line.rstrip() for line in self.text.split("\n") if line.strip()][-count:]
 
 
 class FlashProtocol(abc.ABC):

@@ -28,6 +28,8 @@ from labgrid.step import step
 from labgrid.strategy import Strategy, StrategyError
 from pexpect import TIMEOUT
 
+# The last line of a kernel that gave up for good: nothing comes after it.
+PANIC = r"---\[ end Kernel panic[^\r\n]*"
 # How long the first sign of a restart may take after it was asked for, in seconds before the scale factor
 RESTART_LIMIT = 30
 
@@ -49,6 +51,18 @@ class BoardShellDriver(ShellDriver):
     def on_deactivate(self) -> None:
         super().on_deactivate()
         self._at_prompt = False
+
+    def _await_login(self) -> None:
+        # A panic ends the wait for the prompt as the prompt does: nobody has to wait for the limit.
+        prompt = self.prompt
+        self.prompt = f"{prompt}|{PANIC}"
+        self.tail.clear()
+        try:
+            super()._await_login()
+        finally:
+            self.prompt = prompt
+        if re.search(PANIC, self.tail.text):
+            raise TIMEOUT("the kernel panicked")
 
     def _check_prompt(self) -> None:
         # labgrid asks for the prompt before each command. When the last one ended at the prompt, that is known
@@ -207,9 +221,10 @@ class BoardStrategy(Strategy):
 
     def _named(self, goal: str = "its shell's prompt") -> BoardError:
         last = self.tail.lines()
-        panic = next((line for line in last if "Kernel panic" in line), None)
+        # Many lines may stand between that and the end: each processor says where it was.
+        panic = re.search(r".*Kernel panic - .*", self.tail.text)
         if panic:
-            return KernelPanicked(f"The kernel gave up ({panic.strip()}): see what it said before.", last)
+            return KernelPanicked(f"The kernel gave up ({panic[0].strip()}): see what it said before.", last)
         prompt = getattr(self.bootloader, "prompt", "")
         if last and prompt and re.search(f"(?:{prompt})$", f"\n{last[-1].strip()} "):
             return StuckInBootLoader(

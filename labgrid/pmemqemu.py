@@ -11,6 +11,7 @@ loader there, and its RAM is plain DRAM.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import fcntl
 import mmap
@@ -22,6 +23,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -50,6 +52,7 @@ from pexpect import TIMEOUT
 CHECK_LIMIT = 30
 START_LIMIT = 20
 QUIT_LIMIT = 10
+MONITOR_LIMIT = 30
 
 
 class Region(NamedTuple):
@@ -141,6 +144,8 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         self.tail = ConsoleTail(self)
+        # What the console said while nobody read
+        self._early = b""
         # For tests which need other regions: paths of .dtbo files, honoured by the next start.
         self.extra_overlays: list[str] = []
         self._slot: Path | None = None
@@ -288,12 +293,13 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
     def make_device_tree(self) -> None:
         """This machine's device tree, QEMU's or the given one, with the overlays applied."""
         base, new = self.slot / "base.dtb", self.slot / "new.dtb"
+        mend = "install the package device-tree-compiler"
         if self.dtb is None:
             self._dump_device_tree(base)
         else:
             shutil.copyfile(self.image(self.dtb), base)
             self._start_and_quit()
-        mend = "install the package device-tree-compiler"
+            self._seed(base, mend)
         overlays = [self.image(key) for key in self.overlays] + self.extra_overlays
         if overlays:
             result = run_tool(["fdtoverlay", "-i", str(base), "-o", str(new), *overlays], mend)
@@ -311,6 +317,13 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
             if len(ram) != 1:
                 raise DeviceTreeError(f"{self.dtb_file} has {len(ram)} /memory nodes, and not one, as QEMU's own has.")
             self._ram = ram[0]
+
+    def _seed(self, dtb: Path, mend: str) -> None:
+        """A seed for the kernel's random numbers, as in QEMU's own trees: without one the first read may take 20 seconds."""
+        seed = os.urandom(32).hex(" ").split()
+        result = run_tool(["fdtput", "-p", "-t", "bx", str(dtb), "/chosen", "rng-seed", *seed], mend)
+        if result.returncode:
+            raise DeviceTreeError(f"{dtb} takes no rng-seed ({result.stderr.strip()}): is it a device tree?")
 
     def _dump_device_tree(self, dtb: Path) -> None:
         """Has QEMU dump this very machine's device tree; that checks the command line, too."""
@@ -485,6 +498,7 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         if self._clientsocket is not None:
             self._clientsocket.close()
             self._clientsocket = None
+        self._early = b""
 
     def _kill(self) -> None:
         child, self._child = self._child, None
@@ -535,8 +549,28 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
     def monitor_command(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         if not self.status:
             raise BoardError(f"The machine is switched off and cannot do '{command}': switch it on.")
+        answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(self.qmp.execute(command, arguments or {}))
+            except Exception as exc:
+                answer.set_exception(exc)
+
+        threading.Thread(target=ask, daemon=True).start()
+        deadline = time.monotonic() + scaled(MONITOR_LIMIT)
+        # A guest who talks and is not read fills the socket, and then all of QEMU waits, its monitor too.
+        while not concurrent.futures.wait([answer], timeout=0.01).done:
+            self._drain()
+            if time.monotonic() > deadline:
+                self._kill()
+                raise MachineDied(
+                    f"QEMU did not answer '{command}' within {scaled(MONITOR_LIMIT):.0f} s and was killed: "
+                    "raise LG_TIMEOUT_SCALE if this machine is slow.",
+                    self.tail.lines(),
+                )
         try:
-            return self.qmp.execute(command, arguments or {})
+            return answer.result()
         except (OSError, ValueError) as exc:
             self._raise_death(exc)
         except QMPError as exc:
@@ -544,15 +578,25 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
                 raise
             self._raise_death(exc)
 
+    def _drain(self) -> None:
+        """Keeps for the next reader what the console has said."""
+        if self._clientsocket is not None:
+            with contextlib.suppress(BlockingIOError, ConnectionError):
+                self._early += self._clientsocket.recv(65536)
+
     def _read(self, size: int = 1, timeout: float = 10, max_size: int | None = None) -> bytes:
         if self._clientsocket is None:
             raise MachineDied(
                 "The machine is switched off, so its console says nothing: switch it on.", self.tail.lines()
             )
+        most = min(max_size, 4096) if max_size else 4096
+        if self._early:
+            early, self._early = self._early[:most], self._early[most:]
+            return early
         if not select.select([self._clientsocket], [], [], timeout)[0]:
             raise TIMEOUT(f"Timeout of {timeout:.2f} seconds exceeded")
         try:
-            data: bytes = self._clientsocket.recv(min(max_size, 4096) if max_size else 4096)
+            data: bytes = self._clientsocket.recv(most)
         except ConnectionError:
             data = b""
         if not data:

@@ -18,7 +18,7 @@ import yaml
 
 from tools import sources
 from tools.boards import Board
-from tools.common import ROOT, UserError, display, locked, run, say, sha256, write_whole
+from tools.common import ROOT, UserError, display, end_groups, locked, run, say, sha256, write_whole
 from tools.kernel import first_error
 
 EXTERNAL = ROOT / "br2-external"
@@ -387,11 +387,7 @@ def run_make(build: Build, words: list[str], log: Path) -> None:
                     say(f"  {step[1].strip()}")
         status = process.wait()
     except BaseException:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        end_groups([process], signal.SIGTERM)
         raise
     if status:
         raise UserError(f"Buildroot failed: {cause(list(last))} ({display(log)})")

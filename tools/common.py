@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "output"
 CROSS_COMPILE = "arm-linux-gnueabihf-"
+# For what is told to end, in seconds
+END_LIMIT = 30
 
 
 class UserError(Exception):
@@ -27,7 +29,15 @@ class UserError(Exception):
 
 
 def entry(main: Callable[[], int]) -> None:
-    """Run a program's main(); errors for the user become one line and exit status 1."""
+    """Run a program's main(); errors for the user become one line and exit status 1.
+
+    SIGTERM is taken as Ctrl-C: what was started is ended, and what is half done tidied up.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         status = main()
     except UserError as error:
@@ -80,12 +90,24 @@ def bounded(
     except subprocess.TimeoutExpired:
         return None
     finally:
-        # SIGINT: what has started a Buildroot or an emulator ends that in order.
-        for number in (signal.SIGINT, signal.SIGKILL):
-            if process.poll() is None:
+        end_groups([process])
+
+
+def end_groups(processes: Iterable[subprocess.Popen[Any]], first: signal.Signals = signal.SIGINT) -> None:
+    """Ends processes that have sessions of their own, with all that they started: in order by `first`, or else by force.
+
+    SIGINT: what has started a Buildroot or an emulator ends that in order.
+    """
+    left = list(processes)
+    for number in (first, signal.SIGKILL):
+        left = [process for process in left if process.poll() is None]
+        for process in left:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=30)
+        deadline = time.monotonic() + END_LIMIT
+        for process in left:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(0, deadline - time.monotonic()))
 
 
 def need_tools(names: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import os
 import re
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -167,12 +168,20 @@ class Session:
 @asynccontextmanager
 async def session(where: str = "") -> AsyncIterator[Session]:
     """A session with the coordinator at HOST:PORT."""
+    from labgrid.driver.exception import ExecutionError
     from labgrid.remote.client import ClientSession, Error
     from labgrid.util.proxy import proxymanager
 
     where = where or address()
+    try:
+        reached = proxymanager.get_grpc_address(where, default_port=20408)
+    except (ExecutionError, OSError, subprocess.SubprocessError) as exc:
+        said = str(exc).strip("'\"\n").splitlines()[-1]
+        raise UserError(
+            f"the SSH host '{os.environ.get('LG_PROXY')}' of LG_PROXY cannot be reached ({said}): try `ssh` to it by hand"
+        ) from exc
     client = ClientSession(
-        proxymanager.get_grpc_address(where, default_port=20408),
+        reached,
         asyncio.get_running_loop(),
         env=None,
         role=None,

@@ -23,7 +23,7 @@ from typing import Any
 
 from junitparser import JUnitXml
 
-from tools import coordinator
+from tools import coordinator, runs
 from tools.boards import board as known_board
 from tools.common import OUTPUT, ROOT, UserError, display, entry, say
 from tools.coordinator import Session
@@ -36,6 +36,8 @@ OFF_LIMIT = 60
 END_LIMIT = 60
 # Features of the environments, as variables, that a tag with the value `no` takes away
 LACKS = {"reset": ("LG_WARM_RESET", "LG_REBOOT"), "hotplug": ("LG_CPU_HOTPLUG",)}
+# So many runs keep their logs.
+KEEP = 100
 # How long somebody else may hold all matching places
 WAIT = 3600
 
@@ -46,13 +48,10 @@ class Job:
 
     place: str
     board: str
+    environment: Path
     images: Path
     logs: Path
     tags: Mapping[str, str]
-
-    @property
-    def environment(self) -> Path:
-        return LABGRID / f"{self.board}.yaml"
 
     def variables(self, where: str) -> dict[str, str]:
         return {
@@ -73,14 +72,15 @@ def scale() -> float:
 
 
 def job(session: Session, place: str, board: str, logs: Path) -> Job:
-    """The place's board is what its tags say; a BOARD of the user's must be the same."""
+    """The place's board is what its tags say; a BOARD of the user's must be the same. LG_ENV is another way to flash it."""
     tags = session.place(place).tags
     tagged = tags.get("board", "")
     if board and tagged and board != tagged:
         raise UserError(f"the place '{place}' has a board '{tagged}', and not '{board}'")
     name = known_board(tagged or board or "(no tag board=)").name
     images = Path(os.environ.get("LG_BUILDDIR") or OUTPUT / name / "images")
-    found = Job(place, name, ROOT / images, logs / place, dict(tags))
+    environment = Path(os.environ.get("LG_ENV") or LABGRID / f"{name}.yaml")
+    found = Job(place, name, ROOT / environment, ROOT / images, logs / place, dict(tags))
     if not found.environment.is_file():
         known = ", ".join(sorted(path.stem for path in LABGRID.glob("*.yaml") if "-" not in path.stem))
         raise UserError(f"there is no {display(found.environment)}: the boards for a lab are {known}")
@@ -284,7 +284,16 @@ def off_held() -> int:
 
 
 async def main_async(options: argparse.Namespace) -> int:
-    logs = OUTPUT / "lab" / time.strftime("%Y-%m-%d-%H%M%S")
+    logs = runs.new_folder(OUTPUT / "lab", KEEP)
+    try:
+        return await in_session(options, logs)
+    finally:
+        # Nothing came of it.
+        with suppress(OSError):
+            logs.rmdir()
+
+
+async def in_session(options: argparse.Namespace, logs: Path) -> int:
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -43,6 +43,13 @@ EXPORTER_LOST = 100
 BLANK = 256 << 20
 
 
+def free_udp_port() -> int:
+    """For QEMU, which must bind it by itself."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
 @dataclass
 class Place:
     """One emulated board of the rack."""
@@ -51,8 +58,10 @@ class Place:
     board: str
     images: Path
     tags: dict[str, str]
+    firmware: Path
     console: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0)))
     power: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0)))
+    fastboot: int = field(default_factory=free_udp_port)
 
     @property
     def name(self) -> str:
@@ -64,11 +73,15 @@ class Place:
 
     def resources(self, folder: Path) -> dict[str, Any]:
         """What the exporter says of it, in its own terms."""
-        return {
+        found: dict[str, Any] = {
             "NetworkSerialPort": {"host": "127.0.0.1", "port": self.console.getsockname()[1], "protocol": "raw"},
             "NetworkPowerPort": {"model": "rest", "host": self.url + "/{index}", "index": self.number},
             "TFTPProvider": {"internal": f"{folder / self.name / 'tftp'}/", "external": ""},
         }
+        # Where the emulator lets fastboot in
+        if "$LG_RACK_FASTBOOT" in kinds()[self.board].read_text():
+            found["AndroidNetFastboot"] = {"address": "127.0.0.1", "port": self.fastboot, "protocol": "udp"}
+        return found
 
 
 def kinds() -> dict[str, Path]:
@@ -79,11 +92,20 @@ def image_folder(board: str) -> Path:
     return OUTPUT / board / "images"
 
 
+class _Template(str):
+    """What labgrid fills in, by !template."""
+
+
 class _Loader(yaml.SafeLoader):
     pass
 
 
-_Loader.add_constructor("!template", lambda loader, node: node.value)
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+_Loader.add_constructor("!template", lambda loader, node: _Template(node.value))
+_Dumper.add_representer(_Template, lambda dumper, one: dumper.represent_scalar("!template", str(one)))
 
 
 def read_environment(path: Path) -> dict[str, Any]:
@@ -92,11 +114,23 @@ def read_environment(path: Path) -> dict[str, Any]:
     return content
 
 
-def missing(board: str) -> Path | None:
+def write_environment(content: dict[str, Any], like: Path, path: Path) -> None:
+    """An environment which stands elsewhere than the one it was made of."""
+    imports = [str((like.parent / name).resolve()) for name in content["imports"]]
+    write_whole(path, yaml.dump({**content, "imports": imports}, Dumper=_Dumper, sort_keys=False))
+
+
+def firmware_of(board: str) -> Path:
+    """The U-Boot which the build makes, where a board has its own as firmware."""
+    return image_folder(board) / "u-boot.bin"
+
+
+def missing(board: str, firmware: Path | None = None) -> Path | None:
     """An image of the emulator's that has not been built."""
     content = read_environment(kinds()[board])
     for path in content["images"].values():
         name = path.replace("$LG_BUILDDIR", str(image_folder(board)))
+        name = name.replace("$LG_RACK_FIRMWARE", str(firmware or firmware_of(board)))
         if "$" not in name and not Path(name).is_file():
             return Path(name)
     # What is flashed
@@ -104,13 +138,13 @@ def missing(board: str) -> Path | None:
     return None if card.is_file() else card
 
 
-def choose(wanted: Sequence[str], count: int) -> list[str]:
+def choose(wanted: Sequence[str], count: int, firmware: Path | None = None) -> list[str]:
     """The kind of each board; without a wish, of all kinds whose images are there, in turn."""
     known = kinds()
     for board in wanted:
         if board not in known:
             raise UserError(f"the rack has no emulator of '{board}': it has {', '.join(known)}")
-    lacking = {board: missing(board) for board in wanted or known}
+    lacking = {board: missing(board, firmware) for board in wanted or known}
     ready = [board for board, path in lacking.items() if path is None]
     if (wanted and len(ready) < len(wanted)) or not ready:
         board, path = next((board, path) for board, path in lacking.items() if path is not None)
@@ -195,7 +229,12 @@ class Rack:
         fds = (place.console.fileno(), place.power.fileno())
         command = [sys.executable, "-m", "tools.rackboard", str(kinds()[place.board]), str(own)]
         command += ["--console", str(fds[0]), "--power", str(fds[1])]
-        await self.spawn(place.name, command, fds=fds, LG_BUILDDIR=str(place.images))
+        variables = {
+            "LG_BUILDDIR": str(place.images),
+            "LG_RACK_FIRMWARE": str(place.firmware),
+            "LG_RACK_FASTBOOT": str(place.fastboot),
+        }
+        await self.spawn(place.name, command, fds=fds, **variables)
 
     async def keep(self, name: str, start: Any) -> None:
         """Starts a program, and starts it again when it ends."""
@@ -309,7 +348,7 @@ def running(folder: Path) -> int | None:
         return int((folder / "pid").read_text())
 
 
-def start(folder: Path, boards: list[str], address: str) -> int:
+def start(folder: Path, boards: list[str], address: str, firmware: Path | None) -> int:
     if running(folder) is not None:
         raise UserError(f"the rack in {display(folder)} runs already: `make rack-stop` ends it")
     host, _, port = address.partition(":")
@@ -322,7 +361,7 @@ def start(folder: Path, boards: list[str], address: str) -> int:
     (folder / "rack.json").unlink(missing_ok=True)
     log = folder / "rack.log"
     command = [sys.executable, "-m", "tools.rack", "run", "--folder", str(folder), "--coordinator", address]
-    command += ["--boards", *boards]
+    command += ["--boards", *boards, *(["--firmware", str(firmware)] if firmware else [])]
     with log.open("wb") as stream:
         process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
@@ -355,10 +394,13 @@ def show(content: dict[str, Any]) -> None:
     )
 
 
-def run(folder: Path, boards: list[str], address: str) -> int:
+def run(folder: Path, boards: list[str], address: str, firmware: Path | None) -> int:
     with locked(folder / "lock", f"another rack runs in {display(folder)}"):
         write_whole(folder / "pid", f"{os.getpid()}\n")
-        places = [Place(number, board, image_folder(board), tags(board)) for number, board in enumerate(boards, 1)]
+        places = [
+            Place(number, board, image_folder(board), tags(board), firmware or firmware_of(board))
+            for number, board in enumerate(boards, 1)
+        ]
         try:
             asyncio.run(Rack(places, folder, address).run())
         finally:
@@ -394,18 +436,22 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--count", default="", help="how many boards (4)")
     parser.add_argument("--boards", nargs="*", default=[], help="kinds of boards, in turn")
+    parser.add_argument("--firmware", type=Path, help="another U-Boot for the boards that have one as firmware")
     parser.add_argument("--coordinator", default="", help="HOST:PORT where the coordinator listens")
     options = parser.parse_args()
     address = options.coordinator or coordinator.address()
+    firmware = options.firmware.resolve() if options.firmware else None
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.action == "stop":
         return stop(options.folder)
     if options.action == "run":
-        return run(options.folder, options.boards, address)
+        return run(options.folder, options.boards, address, firmware)
     count = options.count or "4"
     if not re.fullmatch(r"[1-9]\d?", count):
         raise UserError(f"N={count} is no number of boards from 1 to 99")
-    return start(options.folder, choose(options.boards, int(count)), address)
+    if firmware and not firmware.is_file():
+        raise UserError(f"there is no firmware {firmware}: Debian's is in the package u-boot-qemu (`make lab-deps`)")
+    return start(options.folder, choose(options.boards, int(count), firmware), address, firmware)
 
 
 if __name__ == "__main__":

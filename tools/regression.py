@@ -17,8 +17,6 @@ from pathlib import Path
 
 from tools.common import ROOT, UserError, display, entry, say
 
-PATCHED = ROOT / "output/board/images"
-UNPATCHED = ROOT / "output/kernel-6.1-unpatched/images"
 # Nothing that the suite does takes so long.
 LIMIT = 3600
 
@@ -131,8 +129,8 @@ def compare(patched: dict[str, Result], unpatched: dict[str, Result]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="regression", description=__doc__)
-    parser.add_argument("--patched", type=Path, default=PATCHED, metavar="IMAGES")
-    parser.add_argument("--unpatched", type=Path, default=UNPATCHED, metavar="IMAGES")
+    parser.add_argument("--patched", type=Path, required=True, metavar="IMAGES")
+    parser.add_argument("--unpatched", type=Path, required=True, metavar="IMAGES")
     parser.add_argument("--lg-env", default="arm-pmem.yaml", help="the board (default: %(default)s)")
     parser.add_argument("pytest_args", nargs="*", help="more for pytest, such as tests/board/test_dm.py")
     arguments = parser.parse_args()

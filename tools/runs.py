@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import shutil
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,19 @@ NAME = "run.json"
 def file_name(node: str) -> str:
     """Of the logs of a test, by its node id below tests/board."""
     return re.sub(r"[^\w.,=-]+", "_", node)
+
+
+def new_folder(base: Path, keep: int) -> Path:
+    """A folder of this moment's for the logs of a run; of those in `base` the newest `keep` stay."""
+    stamp = time.strftime("%Y-%m-%d-%H%M%S")
+    for number in itertools.count():
+        logs = base / (f"{stamp}.{number}" if number else stamp)
+        with suppress(FileExistsError):
+            logs.mkdir(parents=True)
+            break
+    for path in sorted(path for path in base.glob("20*") if path.is_dir())[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+    return logs
 
 
 def record(logs: Path, **facts: Any) -> None:

@@ -2,7 +2,7 @@
 """`make series KERNEL=6.1`: the series patch by patch, as its reviewers would want to have it shown.
 
 After each patch: it applies without fuzz, checkpatch is content, what it touches compiles on every architecture that Debian has a
-compiler for without a new warning (W=1, sparse), 64-bit text does not grow where the answer is a constant, and the reference
+compiler for without a new warning (W=1, sparse), 64-bit text grows only with a reason (patches/linux/growth.yaml), and the reference
 board boots. A result is kept until the patches up to there, or this program, change: a run that was stopped goes on.
 """
 
@@ -13,23 +13,29 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tools import fragments, serieswhole
 from tools.boards import board
 from tools.check import checkpatch, touched
-from tools.common import OUTPUT, UserError, bounded, display, entry, locked, say, sha256, write_whole
+from tools.common import OUTPUT, ROOT, UserError, bounded, display, end_groups, entry, locked, say, sha256, write_whole
 from tools.common import run as shell
 from tools.kernel import Kernel, caller_free_environment, first_error
 from tools.source import BASE, Repository, Series, kernel_lines, series
 
 FOLDER = OUTPUT / "series"
+GROWTH = ROOT / "patches/linux/growth.yaml"
 # Raised when results of an older version of a step say something else than this one's would. In seconds: limits.
 VERSION = 1
 MAKE_LIMIT = 3600
@@ -122,8 +128,10 @@ class Results:
         self.known: dict[str, dict[str, dict[str, str]]] = json.loads(path.read_text()) if path.exists() else {}
 
     def get(self, patch: str, step: str, key: str) -> Outcome | None:
+        """What failed is asked again: what it lacked may be there now. So is what grew: its reason stands elsewhere."""
         one = self.known.get(patch, {}).get(step)
-        return Outcome(one["outcome"], one["text"]) if one and one["key"] == key else None
+        kept = one and one["key"] == key and one["outcome"] not in ("failed", "grown")
+        return Outcome(one["outcome"], one["text"]) if one and kept else None
 
     def put(self, patch: str, step: str, key: str, one: Outcome) -> None:
         self.known.setdefault(patch, {})[step] = {"key": key, "outcome": one.outcome, "text": one.text}
@@ -150,6 +158,10 @@ class Gate:
             {name for patch in self.series.patches for name in touched(patch) if name.endswith(".c")}
         )
         self.commits: list[str] = []
+        self.at = -1
+        # What could not be compiled at all, by number of patches and architecture: asked once
+        self.broken: dict[tuple[int, str], str] = {}
+        self.running: set[subprocess.Popen[str]] = set()
 
     def key(self, number: int) -> str:
         """Of the state after so many patches."""
@@ -172,7 +184,10 @@ class Gate:
             )
 
     def checkout(self, number: int) -> None:
-        self.git("checkout", "--quiet", "--force", "--detach", self.commits[number])
+        if self.at != number:
+            self.at = -1
+            self.git("checkout", "--quiet", "--force", "--detach", self.commits[number])
+            self.at = number
 
     # One step after one patch -------------------------------------------------------------------------------------
 
@@ -198,6 +213,7 @@ class Gate:
 
     def objects(self, number: int, arch: Arch) -> list[str]:
         """What this patch may change the code of, on this architecture."""
+        self.checkout(number)
         names = {name for name in touched(self.series.patches[number - 1]) if not foreign(arch).match(name)}
         sources = {name for name in names if name.endswith(".c")}
         if any(not name.endswith((".c", ".txt", ".yaml")) for name in names):
@@ -211,7 +227,7 @@ class Gate:
         command = ["make", f"--directory={self.repository.path}", f"O={build}", f"ARCH={arch.arch}"]
         command += [f"CROSS_COMPILE={arch.prefix}", f"CC={ccache}{arch.prefix}gcc", f"HOSTCC={ccache}gcc"]
         command += [f"-j{len(os.sched_getaffinity(0))}", *words]
-        done = subprocess.run(
+        with subprocess.Popen(
             command,
             env={**caller_free_environment(), "LC_ALL": "C", "KBUILD_BUILD_TIMESTAMP": "0"},
             stdin=subprocess.DEVNULL,
@@ -219,10 +235,17 @@ class Gate:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            timeout=MAKE_LIMIT,
-            check=False,
-        )
-        return done.returncode, done.stdout
+            start_new_session=True,
+        ) as process:
+            self.running.add(process)
+            try:
+                said, _ = process.communicate(timeout=MAKE_LIMIT)
+            except subprocess.TimeoutExpired:
+                raise UserError(f"{arch.name}: make {words[0]} did not end within {MAKE_LIMIT} s") from None
+            finally:
+                end_groups([process], signal.SIGTERM)
+                self.running.discard(process)
+        return process.returncode, said
 
     def configure(self, arch: Arch, build: Path, options: Sequence[str] = (), start: str = "") -> None:
         """The defconfig with what the series is about; what the architecture cannot have it does not get."""
@@ -255,7 +278,8 @@ class Gate:
             old, new = before.get(name, {"ok": False, "warnings": []}), after[name]
             if old["ok"] and not new["ok"]:
                 worse.append(f"{name} does not compile any more: {new['error']}")
-            for warning, count in (Counter(new["warnings"]) - Counter(old["warnings"])).items():
+            more = Counter(map(without_place, new["warnings"])) - Counter(map(without_place, old["warnings"]))
+            for warning, count in more.items():
                 if new["ok"] and old["ok"]:
                     worse.append(f"{name}: new warning ({count}): {warning}")
         built = [name for name in objects if after[name]["ok"]]
@@ -265,12 +289,43 @@ class Gate:
             return Outcome("skipped", f"it compiles none of {', '.join(objects)}: {after[objects[0]]['error']}")
         return Outcome("passed", f"{len(built)} of {len(objects)} objects: {', '.join(built)}")
 
+    def ahead(self, number: int, arches: Sequence[Arch]) -> None:
+        """The states before and after a patch, on as many architectures at once as there are processors."""
+        wanted = {arch: self.objects(number, arch) for arch in arches if shutil.which(f"{arch.prefix}gcc")}
+        for state in (number - 1, number):
+            missing = [(arch, names) for arch, names in wanted.items() if set(names) - set(self.known(state, arch))]
+            if not missing:
+                continue
+            self.checkout(state)
+            pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+            try:
+                futures = [pool.submit(self.state, state, *one) for one in missing]
+                for future in futures:
+                    # What does not compile is said where it is asked for.
+                    with suppress(UserError):
+                        future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                end_groups(list(self.running), signal.SIGTERM)
+                raise
+            finally:
+                pool.shutdown()
+
+    def store(self, number: int, arch: Arch) -> Path:
+        return self.folder / "objects" / arch.name / f"{self.key(number)[:16]}.json"
+
+    def known(self, number: int, arch: Arch) -> dict[str, Any]:
+        store = self.store(number, arch)
+        found: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
+        return found
+
     def state(self, number: int, arch: Arch, objects: list[str]) -> dict[str, Any]:
         """Per object: whether it compiles, its warnings, its text size. Kept by the state's key."""
-        store = self.folder / "objects" / arch.name / f"{self.key(number)[:16]}.json"
-        known: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
+        known = self.known(number, arch)
         wanted = [name for name in objects if name not in known]
         if wanted:
+            if (number, arch.name) in self.broken:
+                raise UserError(self.broken[number, arch.name])
             self.checkout(number)
             build = self.folder / "build" / arch.name
             if not (build / ".config").exists():
@@ -278,9 +333,11 @@ class Gate:
             self.make(arch, build, "olddefconfig")
             status, said = self.make(arch, build, "prepare")
             if status:
-                raise UserError(f"{arch.name} after {number} patches: {first_error(said.splitlines())}")
+                text = f"{arch.name} after {number} patches: {first_error(said.splitlines())}"
+                self.broken[number, arch.name] = text
+                raise UserError(text)
             known |= self.compile_all(arch, build, wanted)
-            write_whole(store, json.dumps(known, indent=1) + "\n")
+            write_whole(self.store(number, arch), json.dumps(known, indent=1) + "\n")
         return known
 
     def compile_all(self, arch: Arch, build: Path, objects: list[str]) -> dict[str, dict[str, Any]]:
@@ -300,7 +357,7 @@ class Gate:
             if step:
                 current = next((name for name in there if f"{step[1]}.o".endswith(name)), "")
             elif current and "warning:" in line:
-                warnings[current].append(re.sub(r"^\S*?([^/\s]+\.[ch]):\d+:\d+: ", r"\1: ", line))
+                warnings[current].append(line)
             elif current and re.search(r"\berror:", line):
                 errors.setdefault(current, line.strip())
         found = {}
@@ -334,7 +391,12 @@ class Gate:
             grown = grown or total > 0
         if not lines:
             return Outcome("skipped", "it changes no code of these")
-        return Outcome("grown" if grown else "passed", "\n".join(lines))
+        if not grown:
+            return Outcome("passed", "\n".join(lines))
+        reason = growth_reasons().get(subject(self.series.patches[number - 1]))
+        if reason is None:
+            return Outcome("failed", "\n".join([f"text grows, and {display(GROWTH)} has no reason for it", *lines]))
+        return Outcome("grown", "\n".join([*lines, reason]))
 
     def preprocess(self, number: int, arch: str) -> Outcome:
         header = f"arch/{arch}/include/asm/cachetype.h"
@@ -397,6 +459,24 @@ class Gate:
         return Outcome("failed", "\n".join(log.read_text(errors="replace").splitlines()[-40:]))
 
 
+def subject(patch: Path) -> str:
+    """The same for one change in all kernel lines."""
+    return patch.stem.partition("-")[2]
+
+
+def growth_reasons() -> dict[str, str]:
+    """Why a patch may make 64-bit code larger, by subject; each must be of a patch that is there."""
+    reasons: dict[str, str] = yaml.safe_load(GROWTH.read_text())
+    for name in reasons.keys() - {subject(patch) for line in kernel_lines() for patch in series(line).patches}:
+        raise UserError(f"{display(GROWTH)} names {name}, and no kernel line has such a patch: remove it there")
+    return reasons
+
+
+def without_place(warning: str) -> str:
+    """A warning without the line, which a patch may move; kernel-doc names no column."""
+    return re.sub(r"^\S*?([^/\s]+\.[ch]):\d+(?::\d+)?: ", r"\1: ", warning)
+
+
 def foreign(arch: Arch) -> re.Pattern[str]:
     """Files that only other architectures compile."""
     others = [own for one in ARCHES if one is not arch for own in one.own]
@@ -443,6 +523,9 @@ def run(one: Gate, steps: Sequence[str], patches: Sequence[str]) -> int:
         for number in numbers:
             name = one.series.patches[number - 1].name
             said = []
+            asked = {step for step in steps if one.results.get(name, step, one.key(number)) is None}
+            sized = SIZED if "size" in asked else ()
+            one.ahead(number, [arch for arch in ARCHES if arch.name in asked or arch.name in sized])
             for step in (step for step in steps if step not in WHOLE):
                 key = one.key(number)
                 outcome = one.results.get(name, step, key)

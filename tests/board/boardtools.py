@@ -90,8 +90,8 @@ class Shell:
         self.transcript.append(f"$ {cmd}")
         try:
             out, _, status = self._strategy.shell.run(line, timeout=timeout)
-        except Exception as exc:
-            # It hangs or is dead. The next user gets a new start, not this one's leftovers.
+        except BaseException as exc:
+            # It hangs or is dead, or nobody waited. The next user gets a new start, not this one's leftovers.
             self.reboot_wanted = True
             self.transcript.append(f"[{exc}]")
             raise
@@ -329,6 +329,12 @@ class Volumes:
 
 # What the kernel says of a mount with DAX where there is none; all but the first of a kernel without FS_DAX, the last is xfs.
 REFUSED = ("DAX unsupported by block device", "dax option not supported", "XFS: unknown mount option [dax]")
+
+
+def dm_create(sh: Shell, *rows: str, name: str = "t") -> None:
+    """A device of the device mapper, /dev/mapper/<name>, by its table: one string for each row."""
+    table = "\\n".join(rows)
+    sh(f"printf '{table}\\n' | dmsetup create {name} && dmsetup mknodes {name}; test -b /dev/mapper/{name}")
 
 
 def dax_refused(said: str) -> bool:

@@ -55,6 +55,9 @@ def watched(item: pytest.Item, when: str) -> Generator[None, Any, Any]:
     try:
         result = yield
     except BaseException as exc:
+        if isinstance(exc, KeyboardInterrupt) and LOG in item.config.stash:
+            # Nobody waits any more for a start of the board, and for what the fixtures would then undo there.
+            item.config.stash[LOG].sh.reboot_wanted = True
         # Skipped, failed or interrupted: a second exception must not hide the first.
         try:
             wrong = look(item, when) if isinstance(exc, Exception | pytest.fail.Exception) else []
@@ -128,16 +131,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """One line on the campaign of power cuts."""
-    cycles = [
-        dict(report.user_properties)
+    cuts = [
+        report
         for reports in terminalreporter.stats.values()
         for report in reports
-        if getattr(report, "when", "") == "call" and "acknowledged" in dict(report.user_properties)
+        if getattr(report, "when", "") == "call" and "cycle" in dict(report.user_properties)
     ]
-    if cycles:
-        acknowledged, beyond = (sum(one[name] for one in cycles) for name in ("acknowledged", "beyond"))
+    if cuts:
+        passed = [dict(report.user_properties) for report in cuts if report.passed]
+        acknowledged, beyond, mended = (
+            sum(one[name] for one in passed) for name in ("acknowledged", "beyond", "mended")
+        )
         terminalreporter.write_line(
-            f"power cuts: {len(cycles)}, with {acknowledged} records acknowledged before them, all found, and {beyond} more"
+            f"power cuts: {len(cuts)}, {len(cuts) - len(passed)} failed; before the others {acknowledged} records were "
+            f"acknowledged, all of them found, and {beyond} more; {mended} needed `e2fsck -p` before the mount"
         )
 
 

@@ -7,10 +7,14 @@ Records are as tests/daxprobe/records.c says: 192 bytes each, with a sequence nu
 from __future__ import annotations
 
 import hashlib
+import re
+import struct
 import subprocess
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 SIZE = 192
 SLOTS = 64
@@ -21,6 +25,10 @@ WRITERS = {
     "overwrite": "--overwrite-writer",
     "rename": "--rename-writer",
 }
+# How a commit block of JBD2 begins (magic number, type), and what of it is not just zeros: struct commit_header in the
+# kernel's include/linux/jbd2.h, in bytes, with the padding that a compiler adds
+JBD2_COMMIT = struct.pack(">II", 0xC03B3998, 2)
+JBD2_COMMIT_HEAD = 64
 
 
 class Lost(AssertionError):
@@ -65,6 +73,11 @@ def check(name: str, data: bytes, acked: int) -> int:
     return newest - acked
 
 
+def check_all(files: Mapping[str, bytes], acked: Mapping[str, int]) -> int:
+    """The same for all writers together; a file that is not there holds nothing."""
+    return sum(check(name, files.get(name, b""), count) for name, count in acked.items())
+
+
 def run(*command: str | Path, allowed: tuple[int, ...] = (0,)) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode not in allowed:
@@ -72,20 +85,54 @@ def run(*command: str | Path, allowed: tuple[int, ...] = (0,)) -> str:
     return done.stdout
 
 
-def read_ext4(image: bytes, folder: str, work: Path) -> dict[str, bytes]:
-    """The files of a folder of an ext4 image after its journal was replayed, by e2fsprogs and not by the kernel."""
+@contextmanager
+def written(image: bytes, work: Path) -> Iterator[Path]:
+    """An image as a file for e2fsprogs; what went wrong with it leaves it there to be looked at."""
     work.mkdir(exist_ok=True)
     path = work / "region"
     path.write_bytes(image)
-    # 1: what was to be done, the journal above all, was done.
-    run("e2fsck", "-f", "-p", path, allowed=(0, 1))
-    run("e2fsck", "-f", "-n", path)
-    out = work / "files"
-    out.mkdir()
-    run("debugfs", "-R", f"rdump {folder} {out}", path)
+    yield path
     path.unlink()
+
+
+@contextmanager
+def kept(image: bytes, path: Path) -> Iterator[None]:
+    """What goes wrong leaves the image, as it was, to be looked at."""
+    try:
+        yield
+    except Exception as exc:
+        path.write_bytes(image)
+        exc.add_note(f"The region as it was is in {path}")
+        raise
+
+
+def read_ext4(image: bytes, folder: str, work: Path) -> dict[str, bytes]:
+    """The files of a folder of an ext4 image after its journal was replayed, by e2fsprogs and not by the kernel."""
+    with written(image, work) as path:
+        # 1: what was to be done, the journal above all, was done.
+        run("e2fsck", "-f", "-p", path, allowed=(0, 1))
+        run("e2fsck", "-f", "-n", path)
+        out = work / "files"
+        out.mkdir()
+        run("debugfs", "-R", f"rdump {folder} {out}", path)
     return {one.name: one.read_bytes() for one in (out / folder.strip("/")).iterdir()}
 
 
 def digests(files: Mapping[str, bytes]) -> dict[str, str]:
     return {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name in WRITERS}
+
+
+def last_commit(image: bytes, work: Path) -> int:
+    """Where in an ext4 image the newest commit block of its journal is, in bytes."""
+    with written(image, work) as path:
+        facts = run("dumpe2fs", "-h", path)
+        size = int(re.findall(r"^Block size: +(\d+)$", facts, re.MULTILINE)[0])
+        blocks = [int(word) * size for word in run("debugfs", "-R", "blocks <8>", path).split()]
+    commits = [at for at in blocks if image[at : at + 8] == JBD2_COMMIT]
+    return max(commits, key=lambda at: image[at + 8 : at + 12])
+
+
+def tear(power: Any, address: int, size: int, where: int, work: Path) -> None:
+    """The newest commit block of the ext4 in this memory gets something else in it, from that byte on."""
+    torn = last_commit(bytes(power.read_memory(address, size)), work / "journal") + where
+    power.write_memory(address + torn, b"\xa5" * 512)

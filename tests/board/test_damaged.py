@@ -6,8 +6,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from boardtools import FSCK, Region, Shell, Volumes, is_dax
-from test_dm import create
+from boardtools import FSCK, Region, Shell, Volumes, dm_create, is_dax
 
 pytestmark = pytest.mark.lg_feature("dax")
 KINDS = ("ext4", "ext2", "xfs")
@@ -51,12 +50,14 @@ class TestSuperblock:
         """A file system made for the whole region, on a dm device which has only half of it."""
         scratch.make(kind, pmem.device)
         half = pmem.size // 1024
-        create(sh, f"0 {half} linear {pmem.device} 0")
+        dm_create(sh, f"0 {half} linear {pmem.device} 0")
         status, said = scratch.try_mount(kind, "/dev/mapper/t", "dax")
         assert status
         assert re.search("bad geometry|exceeds size of device|last sector read failed", said), said
         sh("dmsetup remove --retry t")
-        scratch.mount(kind, pmem.device, "dax")
+        point = scratch.mount(kind, pmem.device, "dax")
+        sh(f": >{point}/a")
+        assert is_dax(sh, f"{point}/a")
         scratch.release(pmem.device)
 
 

@@ -4,29 +4,24 @@
 from __future__ import annotations
 
 import pytest
-from boardtools import Region, Shell, Volumes, dax_refused, is_dax
+from boardtools import Region, Shell, Volumes, dax_refused, dm_create, is_dax
 from test_daxprobe import POINTS
 
 DM = "/dev/mapper/t"
 SECTORS = 32768  # 16 MiB
 
 
-def create(sh: Shell, *rows: str, name: str = "t") -> None:
-    table = "\\n".join(rows)
-    sh(f"printf '{table}\\n' | dmsetup create {name} && dmsetup mknodes {name}; test -b /dev/mapper/{name}")
-
-
 @pytest.fixture
 def linear(sh: Shell, scratch: Volumes, pmem: Region) -> str:
     """A piece out of the middle of the region."""
-    create(sh, f"0 {SECTORS} linear {pmem.device} 8192")
+    dm_create(sh, f"0 {SECTORS} linear {pmem.device} 8192")
     return DM
 
 
 @pytest.fixture
 def two_pieces(sh: Shell, scratch: Volumes, pmem: Region) -> str:
     """Two pieces of one region in the wrong order: an offset into dm is none into pmem."""
-    create(sh, f"0 {SECTORS} linear {pmem.device} 131072", f"{SECTORS} {SECTORS} linear {pmem.device} 8192")
+    dm_create(sh, f"0 {SECTORS} linear {pmem.device} 131072", f"{SECTORS} {SECTORS} linear {pmem.device} 8192")
     return DM
 
 
@@ -35,7 +30,7 @@ def stripe(sh: Shell, scratch: Volumes, regions: list[Region]) -> str:
     """Stripes of 16 KiB over both regions."""
     each = min(region.size for region in regions) // 512
     devices = " ".join(f"{region.device} 0" for region in regions)
-    create(sh, f"0 {each * len(regions)} striped {len(regions)} 32 {devices}")
+    dm_create(sh, f"0 {each * len(regions)} striped {len(regions)} 32 {devices}")
     return DM
 
 
@@ -46,7 +41,7 @@ def over_both(sh: Shell, scratch: Volumes, regions: list[Region]) -> str:
     for region in regions:
         rows.append(f"{start} 32768 linear {region.device} 0")
         start += 32768
-    create(sh, *rows)
+    dm_create(sh, *rows)
     return DM
 
 
@@ -132,7 +127,7 @@ class TestWithout:
     @pytest.fixture
     def device(self, sh: Shell, scratch: Volumes, pmem: Region, kind: str) -> str:
         sh("dd if=/dev/zero of=/dev/ram1 bs=4k count=16 2>/dev/null")
-        create(sh, (WITHOUT_DAX | ALIASING)[kind].format(sectors=SECTORS, device=pmem.device, key="00" * 64))
+        dm_create(sh, (WITHOUT_DAX | ALIASING)[kind].format(sectors=SECTORS, device=pmem.device, key="00" * 64))
         scratch.make("ext4", DM)
         return DM
 

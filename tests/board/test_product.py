@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import powercut
 import pytest
 from boardtools import Region, Shell, Volumes
 
@@ -45,6 +48,37 @@ def test_the_service_mounts_what_is_there_with_dax(sh: Shell, service: str, pmem
     assert f"{pmem.device} ({kind}) is mounted at /pmem with -o dax" in sh(f"{service} start")
     assert re.search(rf"{pmem.device} /pmem {kind} .*\bdax", sh("cat /proc/mounts"))
     assert sh("cat /pmem/file") == "kept"
+
+
+@pytest.mark.lg_feature(["dax", "host-memory"])
+@pytest.mark.series("E3")
+def test_the_service_mends_a_journal_that_a_power_cut_tore(
+    sh: Shell, strategy: Any, service: str, pmem: Region, tmp_path: Path
+) -> None:
+    setup(sh)
+    sh(
+        "echo kept >/pmem/file && xfs_io -r -c fsync /pmem/file && mkdir /pmem/folder && xfs_io -r -c fsync /pmem/folder"
+    )
+    # What is there now, a journal that is to be replayed, comes again after the umount; with half a head of its commit block.
+    image = bytes(strategy.power.read_memory(pmem.address, pmem.size))
+    sh("umount /pmem")
+    strategy.power.write_memory(pmem.address, image)
+    powercut.tear(strategy.power, pmem.address, pmem.size, powercut.JBD2_COMMIT_HEAD // 2, tmp_path)
+    sh.fails(f"mount -t ext4 -o dax {pmem.device} /pmem", "needs cleaning")
+    said = sh(f"{service} start")
+    assert f"{pmem.device} had errors, and e2fsck -p has mended them" in said
+    assert f"{pmem.device} (ext4) is mounted at /pmem" in said
+    assert sh("cat /pmem/file") == "kept"
+
+
+@pytest.mark.series("E3")
+@pytest.mark.lg_feature("dax")
+def test_the_service_does_not_mount_what_cannot_be_mended(sh: Shell, service: str, pmem: Region) -> None:
+    setup(sh)
+    # The root folder is none, and the superblock says that there are errors: else there would be no look.
+    sh(f"umount /pmem; for c in 'clri <2>' 'ssv state 2'; do debugfs -w -R \"$c\" {pmem.device}; done")
+    sh.fails(f"{service} start", f"{pmem.device} was not mounted, e2fsck -p could not mend it")
+    assert sh("grep -c ' /pmem ' /proc/mounts || true") == "0"
 
 
 def test_the_service_leaves_alone_what_it_does_not_know(sh: Shell, service: str, pmem: Region) -> None:

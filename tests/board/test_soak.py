@@ -18,8 +18,7 @@ from typing import Any
 
 import pytest
 from boardlib import scaled
-from boardtools import Region, Shell, Volumes, is_dax
-from test_dm import create
+from boardtools import Region, Shell, Volumes, dm_create, is_dax
 
 pytestmark = pytest.mark.lg_feature("dax")
 SHORT_ROUND, ROUND = 10, 60
@@ -65,11 +64,11 @@ def points(sh: Shell, scratch: Volumes, regions: list[Region], pmem: Region) -> 
     half = pmem.size // 1024
     if others:
         each = others[0].size // 1024
-        create(sh, f"0 {each} linear {others[0].device} {each}", f"{each} {each} linear {others[0].device} 0")
+        dm_create(sh, f"0 {each} linear {others[0].device} {each}", f"{each} {each} linear {others[0].device} 0")
         devices = {"ext4": pmem.device, "ext2": "/dev/mapper/t"}
     else:
-        create(sh, f"0 {half} linear {pmem.device} 0", name="u")
-        create(sh, f"0 {half} linear {pmem.device} {half}")
+        dm_create(sh, f"0 {half} linear {pmem.device} 0", name="u")
+        dm_create(sh, f"0 {half} linear {pmem.device} {half}")
         devices = {"ext4": "/dev/mapper/u", "ext2": "/dev/mapper/t"}
     for kind, device in devices.items():
         scratch.make(kind, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,17 +28,21 @@ def shared(_shell: Shell, strategy: Any, tmp_path_factory: pytest.TempPathFactor
     if os.geteuid():
         pytest.skip("virtiofsd needs root")
     base: Path = tmp_path_factory.mktemp("virtiofs")
-    folder, socket = base / "shared", base / "socket"
+    folder, path = base / "shared", base / "socket"
     folder.mkdir()
-    # The server ends with each QEMU, and the driver starts one to look at its device tree before the real one.
-    loop = f"while :; do {SERVER} --socket-path={socket} -o source={folder} -o sandbox=chroot -o cache=auto; done"
-    with (base / "log").open("w") as log:
-        server = subprocess.Popen(["sh", "-c", loop], stdout=log, stderr=log, start_new_session=True)
+    # The server ends with each QEMU, and the driver starts one to look at its device tree before the real one: the
+    # socket is ours, so that there is one to connect to whenever a QEMU comes.
+    with socket.socket(socket.AF_UNIX) as listening, (base / "log").open("w") as log:
+        listening.bind(str(path))
+        listening.listen()
+        number = listening.fileno()
+        loop = f"while :; do {SERVER} --fd={number} -o source={folder} -o sandbox=chroot -o cache=auto; done"
+        server = subprocess.Popen(["sh", "-c", loop], stdout=log, stderr=log, start_new_session=True, pass_fds=[number])
     power = strategy.power
     before = power.extra_args
     try:
         strategy.transition("off")
-        power.extra_args = f"{before} -global virtio-mmio.force-legacy=false -chardev socket,id=fs,path={socket} -device vhost-user-fs-device,chardev=fs,tag=host"
+        power.extra_args = f"{before} -global virtio-mmio.force-legacy=false -chardev socket,id=fs,path={path} -device vhost-user-fs-device,chardev=fs,tag=host"
         yield folder
     finally:
         power.extra_args = before

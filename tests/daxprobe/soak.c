@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <linux/falloc.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -341,8 +342,13 @@ int soak_file(const char *path, unsigned int seconds, unsigned int seed)
 /* A tree of names --------------------------------------------------------------------------- */
 
 #define NAMES 24
-/* Each file stops to grow there: 24 * 25 of them fit on any device. */
+/* Each file stops to grow there. */
 #define TREE_BYTES 8192
+/*
+ * After so many operations the tree is emptied. By then it has most of its names; and it would grow without
+ * end, since a full directory that was moved into another one is out of reach of the names.
+ */
+#define TREE_OPERATIONS 2000
 
 static const char *some_name(void)
 {
@@ -425,6 +431,13 @@ static bool expected(int error)
 	}
 }
 
+static int remove_below(const char *path, const struct stat *st, int type, struct FTW *at)
+{
+	(void)st;
+	(void)type;
+	return at->level && remove(path) ? -1 : 0;
+}
+
 int soak_tree(const char *dir, unsigned int seconds, unsigned int seed)
 {
 	const time_t end = now() + seconds;
@@ -435,8 +448,12 @@ int soak_tree(const char *dir, unsigned int seconds, unsigned int seed)
 		return 2;
 	}
 	seed_chance(seed);
-	for (; now() < end; count++) {
-		if (tree_step() < 0 && !expected(errno)) {
+	while (now() < end) {
+		const bool well = ++count % TREE_OPERATIONS ?
+				  tree_step() >= 0 || expected(errno) :
+				  !nftw(".", remove_below, 8, FTW_DEPTH | FTW_PHYS);
+
+		if (!well) {
 			fprintf(stderr, "daxprobe: %s, seed %u, operation %lu: %s\n", dir, seed,
 				count, strerror(errno));
 			return 1;

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,11 @@ def kernel_tree() -> Path:
         if (tree / "Kconfig").exists():
             return tree
     pytest.skip("no kernel source here: `make kernel` unpacks it")
+
+
+@pytest.fixture(scope="session")
+def daxprobe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program which writes and probes on the boards, built for this machine."""
+    folder = tmp_path_factory.mktemp("daxprobe")
+    subprocess.run(["make", "-s", "-C", ROOT / "tests/daxprobe", f"O={folder}"], check=True, timeout=120)
+    return folder / "daxprobe"

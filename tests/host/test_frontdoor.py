@@ -7,8 +7,11 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 
+import pytest
 from toyline import ROOT
 
 
@@ -191,3 +194,19 @@ def test_what_fetches_names_no_mirror() -> None:
     )
     # The boards of the rack are on this very machine.
     assert [line for line in done.stdout.splitlines() if "http://127.0.0.1" not in line] == []
+
+
+@pytest.mark.parametrize("deaf", ["", "trap '' INT;"])
+def test_a_program_that_is_terminated_ends_what_it_started(tmp_path: Path, deaf: str) -> None:
+    script = "import os\nfrom tools import common\nfrom tools.common import bounded, entry\ncommon.END_LIMIT = 1\n"
+    child = f"{deaf} echo $$ >{tmp_path}/pid; exec sleep 600"
+    script += f"entry(lambda: bounded(['sh', '-c', {child!r}], 600, env=os.environ) or 0)\n"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True) as program:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            assert time.monotonic() < deadline and program.poll() is None
+            time.sleep(0.05)
+        program.terminate()
+        assert program.communicate(timeout=60)[1] == "error: interrupted\n"
+    assert program.returncode == 130
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()

@@ -18,14 +18,13 @@ COUNT = 150
 
 
 @pytest.fixture(scope="session")
-def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def written(daxprobe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What each writer leaves after so many records: the real program, built for this machine."""
     folder = tmp_path_factory.mktemp("records")
-    subprocess.run(["make", "-s", "-C", ROOT / "tests/daxprobe", f"O={folder}"], check=True, timeout=120)
     files = {}
     for name, option in WRITERS.items():
         done = subprocess.run(
-            [folder / "daxprobe", option, folder / name, str(COUNT)],
+            [daxprobe, option, folder / name, str(COUNT)],
             capture_output=True,
             text=True,
             check=True,

@@ -127,3 +127,16 @@ def test_the_gate_of_the_series_is_in_the_page(tmp_path: Path) -> None:
     report.make(tmp_path, tmp_path / "report")
     page = (tmp_path / "report/index.html").read_text()
     assert "0001-first.patch" in page and "no prompt" in page
+
+
+def test_runs_of_the_same_second_have_their_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.strftime", lambda _: "2026-11-25-170000")
+    made = [runs.new_folder(tmp_path / "logs", 20).name for _ in range(3)]
+    assert made == ["2026-11-25-170000", "2026-11-25-170000.1", "2026-11-25-170000.2"]
+
+
+def test_the_newest_runs_keep_their_logs(tmp_path: Path) -> None:
+    for name in ("2025-01-01-000000", "2025-01-02-000000", "2025-01-03-000000", "mine"):
+        (tmp_path / name).mkdir()
+    new = runs.new_folder(tmp_path, 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"2025-01-03-000000", "mine", new.name}

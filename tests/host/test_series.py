@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +25,7 @@ X86 = next(one for one in ARCHES if one.name == "x86_64")
 MAKEFILE = """
 O ?= .
 %defconfig: ; @touch $(O)/.config
-prepare: ; @true
+prepare: ; @test "$(ARCH)" != bad || { echo "error: no such CPU" >&2; false; }
 %.o: %.c
 	@echo "  CC      $@"
 	@gcc -Wall -Wextra -O2 -c -o $(O)/$@ $<
@@ -89,6 +94,20 @@ def test_a_new_warning_is_the_patchs_fault(gate: Callable[..., Gate]) -> None:
     assert one.compile(2, X86).outcome == "passed"
 
 
+@pytest.mark.parametrize("place", ["/work/linux/drivers/dax/super.c:502", "super.c:502:3", "drivers/dax/super.c:1"])
+def test_a_warning_that_only_moves_is_the_same(place: str) -> None:
+    """Of gcc, sparse and kernel-doc"""
+    assert series.without_place(f"{place}: warning: bad line:") == "super.c: warning: bad line:"
+
+
+def test_what_failed_is_asked_again(tmp_path: Path) -> None:
+    results = series.Results(tmp_path / "results.json")
+    for step, outcome in (("arm", "failed"), ("sh", "passed"), ("alpha", "skipped")):
+        results.put("0001-a.patch", step, "key", Outcome(outcome))
+    found = [series.Results(results.path).get("0001-a.patch", step, "key") for step in ("arm", "sh", "alpha")]
+    assert found == [None, Outcome("passed"), Outcome("skipped")]
+
+
 def test_what_no_longer_compiles(gate: Callable[..., Gate]) -> None:
     one = gate(CODE.replace("return 1", "return nothing"), CODE.replace("return 1", "return 3"))
     found = one.compile(1, X86)
@@ -99,10 +118,51 @@ def test_what_no_longer_compiles(gate: Callable[..., Gate]) -> None:
     assert one.compile(2, X86).outcome == "passed"
 
 
-def test_code_that_grows_is_named(gate: Callable[..., Gate]) -> None:
+def test_architectures_at_once_and_one_that_breaks_hides_no_other(
+    gate: Callable[..., Gate], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = [replace(X86, name=name, arch=name, own=(f"arch/{name}/",)) for name in ("good", "bad")]
+    monkeypatch.setattr(series, "ARCHES", (X86, *others))
+    one = gate(CODE.replace("return 1", "return 2"))
+    assert series.run(one, ["x86_64", "good", "bad"], []) == 0
+    assert "x86_64, good\n" in capsys.readouterr().out
+    assert one.results.known[one.series.patches[0].name]["bad"]["text"].endswith("error: no such CPU")
+    states = {path.parent.name for path in (one.folder / "objects").glob("*/*.json")}
+    assert states == {"x86_64", "good"}
+
+
+def test_an_interrupted_run_ends_what_it_started(gate: Callable[..., Gate], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = gate(CODE.replace("return 1", "return 2"))
+    tree = one.repository.path
+    (tree / "Makefile").write_text(MAKEFILE.replace("prepare: ;", "prepare: ; @sleep 600;"))
+    # The work tree is as it is: nothing takes the slow Makefile away.
+    monkeypatch.setattr(one, "checkout", lambda number: None)
+    threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        one.ahead(1, [X86])
+    assert time.monotonic() - start < 30
+    assert not one.running
+
+
+def test_code_grows_only_with_a_reason(gate: Callable[..., Gate], monkeypatch: pytest.MonkeyPatch) -> None:
     one = gate(CODE + "int two(int a)\n{\n\treturn a * 7 + 3;\n}\n")
+    monkeypatch.setattr(series, "growth_reasons", dict)
+    assert one.size(1).outcome == "failed"
+    assert one.size(1).text.startswith(
+        "text grows, and patches/linux/growth.yaml has no reason for it\nx86_64 code.o: "
+    )
+    monkeypatch.setattr(series, "growth_reasons", lambda: {series.subject(one.series.patches[0]): "it can do more"})
     assert one.size(1).outcome == "grown"
-    assert "x86_64 code.o: " in one.size(1).text
+    assert one.size(1).text.endswith("\nit can do more")
+
+
+def test_each_reason_for_growth_is_of_a_patch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert all(series.growth_reasons().values())
+    monkeypatch.setattr(series, "GROWTH", tmp_path / "growth.yaml")
+    series.GROWTH.write_text("no-such-patch: because\n")
+    with pytest.raises(UserError, match="growth.yaml names no-such-patch, and no kernel line has such a patch"):
+        series.growth_reasons()
 
 
 def test_a_result_is_kept_until_its_patches_change(
@@ -117,6 +177,7 @@ def test_a_result_is_kept_until_its_patches_change(
     changed = Series(one.series.name, one.series.patches, (one.series.hashes[0], "other"))
     again = Gate(changed, one.repository, one.folder)
     ran = []
+    again.ahead = lambda number, arches: None  # type: ignore[method-assign]
     again.run = lambda number, step: ran.append((number, step)) or Outcome("passed")  # type: ignore[method-assign,func-returns-value]
     series.run(again, ["applies", "x86_64"], [])
     assert ran == [(2, "applies"), (2, "x86_64")]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 import yaml
 from labgrid.environment import Environment
 from labgrid.factory import target_factory
-from labgrid.resource.udev import USBMassStorage
+from labgrid.resource.udev import USBMassStorage, USBSDMuxDevice
 
 MIB = 1 << 20
 MakeBoard = Callable[..., Any]
@@ -34,6 +35,18 @@ class LoopStorage(USBMassStorage):
     @property
     def path(self) -> str:
         return self.device_path
+
+
+@target_factory.reg_resource
+@attr.s(eq=False)
+class LoopMux(USBSDMuxDevice):
+    """A loop device where udev would find an SD mux; the program that switches it only writes down what it was told."""
+
+    def poll(self) -> None:
+        pass
+
+    def update(self) -> None:
+        pass
 
 
 def card(folder: Path, size: int = 8 * MIB, board: str = "toy") -> Path:
@@ -73,14 +86,34 @@ def loop(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def board(tmp_path: Path, loop: str) -> Iterator[Any]:
+    yield from flasher(tmp_path, {"LoopStorage": {"device_path": loop}}, {})
+
+
+@pytest.fixture
+def muxed(tmp_path: Path, loop: str) -> Iterator[Any]:
+    """A board with an SD mux; what the mux was told is in the file `mux`."""
+    tool = tmp_path / "usbsdmux"
+    tool.write_text(
+        f'#!/bin/sh\nprintf "%s " "$@" >>{tmp_path}/mux\n'
+        f"dd if={loop} bs=8k count=1 status=none | sha256sum >>{tmp_path}/mux\n[ ! -e {tmp_path}/broken ]\n"
+    )
+    tool.chmod(0o755)
+    resources = {"LoopMux": {"control_path": "/dev/sg0", "disk_path": loop}}
+    yield from flasher(tmp_path, resources, {"USBSDMuxDriver": {}}, {"usbsdmux": str(tool)})
+
+
+def flasher(
+    tmp_path: Path, resources: dict[str, Any], drivers: dict[str, Any], tools: dict[str, str] | None = None
+) -> Iterator[Any]:
     data = {
         "targets": {
             "main": {
-                "resources": {"LoopStorage": {"device_path": loop}},
-                "drivers": {"USBStorageDriver": {}, "StorageFlashDriver": {"board": "toy"}},
+                "resources": resources,
+                "drivers": {**drivers, "USBStorageDriver": {}, "StorageFlashDriver": {"board": "toy"}},
             }
         },
         "images": {"card": str(tmp_path / "sdcard.img")},
+        "tools": tools or {},
     }
     file = tmp_path / "env.yaml"
     file.write_text(yaml.safe_dump(data, sort_keys=False))
@@ -126,6 +159,35 @@ def test_a_medium_that_keeps_other_bytes_is_found(board: Any, tmp_path: Path, mo
     monkeypatch.setattr(board.storage, "write_image", worn_out)
     with pytest.raises(boardlab.FlashFailed, match="is not what was written"):
         flash(board)
+
+
+def sum_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_a_mux_gives_the_medium_to_the_host_and_back(muxed: Any, tmp_path: Path) -> None:
+    path = card(tmp_path)
+    flash(muxed)
+    before, after = sum_of(b"\xa5" * 8192), sum_of(path.read_bytes()[:8192])
+    assert (tmp_path / "mux").read_text().splitlines() == [
+        f"/dev/sg0 host {before}  -",
+        f"/dev/sg0 dut {after}  -",
+    ]
+
+
+def test_the_board_gets_its_medium_back_when_flashing_fails(muxed: Any, tmp_path: Path) -> None:
+    card(tmp_path, 20 * MIB)
+    with pytest.raises(boardlab.ImageTooLarge):
+        flash(muxed)
+    assert [line.split()[1] for line in (tmp_path / "mux").read_text().splitlines()] == ["host", "dut"]
+
+
+def test_a_mux_that_does_not_switch(muxed: Any, tmp_path: Path) -> None:
+    card(tmp_path)
+    (tmp_path / "broken").touch()
+    with pytest.raises(boardlab.FlashFailed, match="The medium cannot be written: .*usbsdmux"):
+        flash(muxed)
+    assert set((tmp_path / "medium").read_bytes()) == {0xA5}
 
 
 def test_an_image_that_is_too_large(board: Any, tmp_path: Path) -> None:

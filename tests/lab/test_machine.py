@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import boardlib
+import fdt
 import pytest
 from labgrid.strategy import StrategyError
 from machines import POKED, POWER_OFF, MakeStrategy, card, talker
@@ -99,6 +100,33 @@ class TestConsole:
         with pytest.raises(boardlib.BootFailed) as caught:
             board(shell={"login_timeout": 3}).transition("shell")
         assert "  | PANIC: no init" in str(caught.value)
+
+    def test_a_panic_ends_the_wait_at_once(self, board: MakeStrategy, images: Path) -> None:
+        last = "---[ end Kernel panic - not syncing: No working init found. ]---"
+        between = "".join(f"CPU1: line {number} of its stack\n" for number in range(30))
+        (images / "zImage").write_bytes(
+            talker(f"Kernel panic - not syncing: No working init found.\n{between}{last}\n")
+        )
+        start = time.monotonic()
+        with pytest.raises(
+            boardlib.KernelPanicked, match=r"The kernel gave up \(Kernel panic - not syncing: No working init"
+        ):
+            board(shell={"login_timeout": 60}).transition("shell")
+        assert time.monotonic() - start < boardlib.scaled(40)
+
+    def test_one_that_nobody_reads_does_not_stop_the_emulator(self, board: MakeStrategy, images: Path) -> None:
+        """QEMU waits where its console is full, and then its monitor does not answer either."""
+        text = "".join(f"line {number}\n" for number in range(2000))
+        (images / "zImage").write_bytes(talker(text))
+        strategy = board(shell={"login_timeout": 3})
+        strategy.transition("off")
+        strategy.power.on()
+        heard = b""
+        while len(heard) < 1000:
+            heard += strategy.power.read(timeout=5)
+        assert text.encode().startswith(heard.replace(b"\r", b""))
+        time.sleep(0.5)
+        strategy.power.off()
 
     def test_a_board_that_fails_twice_is_broken(self, board: MakeStrategy) -> None:
         strategy = board(shell={"login_timeout": 1})
@@ -263,6 +291,18 @@ class TestGivenDeviceTree:
         power.on()
         assert power.read_memory(self.PERSISTENT + 4096, 4) == b"mark"
         assert power.read_memory(self.RAM + 4096, 4) == bytes(4)
+
+    def test_it_gets_a_new_seed_for_random_numbers_at_each_start(self, board: MakeStrategy, tree: str) -> None:
+        power = board(driver=self.SETTINGS | {"dtb": "tree"}, images={"tree": tree}).power
+        power.target.activate(power)
+        seeds = set()
+        for _ in range(2):
+            power.on()
+            words = fdt.parse_dtb(power.dtb_file.read_bytes()).get_property("rng-seed", "/chosen").data
+            assert len(words) * 4 == 32
+            seeds.add(tuple(words))
+            power.off()
+        assert len(seeds) == 2
 
     def test_a_tree_that_is_none(self, board: MakeStrategy, tmp_path: Path) -> None:
         (tmp_path / "board.dtb").write_bytes(b"no device tree")

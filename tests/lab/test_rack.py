@@ -6,14 +6,12 @@ Each fault gets a named error in bounded time, and the place is free and the boa
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,106 +20,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
+from racks import (
+    LIMIT,
+    ROOT,
+    Rack,
+    change_extlinux,
+    changed_images,
+    follow,
+    free_port,
+    interrupt,
+    needs_u_boot,
+    running,
+    said,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
-IMAGES = ROOT / "output/board/images"
-Done = subprocess.CompletedProcess[str]
-# A flash and a boot on a busy machine, in seconds
-LIMIT = 240
-
-pytestmark = [
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(
-        not (IMAGES / "u-boot.bin").exists(), reason="the rack boots by U-Boot: it needs the Buildroot image of `board`"
-    ),
-]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-class Rack:
-    """A rack of its own for these tests, and labgrid's and our programs as a user of it calls them."""
-
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder = folder
-        self.coordinator = f"127.0.0.1:{free_port()}"
-        self.environ = {key: value for key, value in os.environ.items() if not key.startswith(("LG_", "MAKE"))}
-        self.environ |= {
-            "LG_COORDINATOR": self.coordinator,
-            "LG_TIMEOUT_SCALE": os.environ.get("LG_TIMEOUT_SCALE", "1"),
-        }
-        self.count = count
-
-    def program(self, *command: str, **environ: str) -> Done:
-        return subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**self.environ, **environ},
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
-            check=False,
-        )
-
-    def rack(self, action: str, *options: str) -> Done:
-        return self.program(sys.executable, "-m", "tools.rack", action, "--folder", str(self.folder), *options)
-
-    def start(self) -> None:
-        done = self.rack("start", "--count", str(self.count), "--boards", "board")
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def lab(self, action: str, *options: str, **environ: str) -> Done:
-        return self.program(sys.executable, "-m", "tools.lab", action, *options, **environ)
-
-    def background(self, action: str, *options: str, **environ: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "tools.lab", action, *options],
-            cwd=ROOT,
-            env={**self.environ, "PYTHONUNBUFFERED": "1", **environ},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def client(self, *words: str, **environ: str) -> str:
-        done = self.program(str(Path(sys.executable).parent / "labgrid-client"), *words, **environ)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def power(self, number: int) -> str:
-        places = json.loads((self.folder / "rack.json").read_text())["places"]
-        return requests.get(places[number - 1]["power"], timeout=20).text
-
-    def console(self, number: int) -> str:
-        path = self.folder / f"rack-{number}/console.log"
-        return path.read_text(errors="replace") if path.exists() else ""
-
-    def is_idle(self, number: int) -> bool:
-        """The place is free, and its board off."""
-        return "acquired: None" in self.client("-p", f"rack-{number}", "show") and self.power(number) == "0"
-
-    def processes(self) -> str:
-        return subprocess.run(
-            ["pgrep", "-a", "-f", str(self.folder)], capture_output=True, text=True, check=False
-        ).stdout
+pytestmark = [pytest.mark.timeout(600), needs_u_boot]
 
 
 @pytest.fixture(scope="module")
 def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
-    one = Rack(tmp_path_factory.mktemp("rack"), 2)
-    one.start()
-    yield one
-    done = one.rack("stop")
-    assert done.returncode == 0, done.stdout + done.stderr
-    # The kernel may take a moment for those that it kills.
-    deadline = time.monotonic() + 10
-    while left := one.processes():
-        assert time.monotonic() < deadline, left
-        time.sleep(0.2)
+    with running(tmp_path_factory.mktemp("rack"), 2) as one:
+        yield one
 
 
 @pytest.fixture
@@ -129,45 +48,9 @@ def images(tmp_path: Path) -> Callable[..., Path]:
     """A copy of the image that a test may spoil: images(change) has a manifest that fits what change() left."""
 
     def make(change: Callable[[Path], Any] = lambda card: None, board: str = "board") -> Path:
-        from tools.common import sha256
-
-        folder = tmp_path / "images"
-        folder.mkdir()
-        manifest = json.loads((IMAGES / "manifest.json").read_text())
-        for name in ("sdcard.img", "sdcard.img.bmap"):
-            subprocess.run(["cp", "--sparse=always", IMAGES / name, folder], check=True, timeout=60)
-        card = folder / "sdcard.img"
-        change(card)
-        manifest["board"] = board
-        manifest["files"]["sdcard.img"] = {"size": card.stat().st_size, "sha256": sha256(card)}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-        return folder
+        return changed_images("board", tmp_path / "images", change, board)
 
     return make
-
-
-def said(done: Done) -> str:
-    text = done.stdout + done.stderr
-    assert "Traceback" not in text, text
-    return text
-
-
-def follow(process: subprocess.Popen[str], until: str) -> str:
-    """Reads what a program says, to a line that matches."""
-    assert process.stdout is not None
-    text = ""
-    for line in process.stdout:
-        text += line
-        if re.search(until, line):
-            return text
-    raise AssertionError(f"'{until}' was never said:\n{text}")
-
-
-def interrupt(process: subprocess.Popen[str], at: str, number: signal.Signals) -> str:
-    """Sends a signal when a line matches; all that was said to the end."""
-    text = follow(process, at)
-    process.send_signal(number)
-    return text + process.communicate(timeout=LIMIT)[0]
 
 
 # Faults that need a board on which nothing was written come first --------------------------------------------------
@@ -323,13 +206,9 @@ def test_no_coordinator_at_all(rack: Rack) -> None:
     assert "no labgrid coordinator answers at 127.0.0.1:1: start it, or name another by LG_COORDINATOR" in said(done)
 
 
-def test_a_kernel_that_panics_at_boot(rack: Rack, images: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_kernel_that_panics_at_boot(rack: Rack, images: Callable[..., Path]) -> None:
     def spoil(card: Path) -> None:
-        text = (ROOT / "board/board/extlinux.conf").read_text()
-        broken = tmp_path / "extlinux.conf"
-        broken.write_text(re.sub(r"root=\S+ rootwait", "root=/dev/nothing", text))
-        command = ["mcopy", "-o", "-i", f"{card}@@1M", str(broken), "::extlinux/extlinux.conf"]
-        subprocess.run(command, check=True, timeout=60)
+        change_extlinux("board", card, r"root=\S+ rootwait", "root=/dev/nothing")
 
     done = rack.lab("flash", "--place", "rack-2", LG_BUILDDIR=str(images(spoil)), LG_TIMEOUT_SCALE="0.5")
     assert "The kernel gave up (" in said(done) and "Kernel panic - not syncing: VFS" in done.stderr
@@ -354,7 +233,7 @@ def test_a_coordinator_that_restarts_during_a_run(rack: Rack) -> None:
     text += process.communicate(timeout=LIMIT)[0]
     assert process.returncode == 1
     assert re.search(r"error: rack-1: the coordinator \S+ went away, and with it the right to the place", text), text
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + LIMIT
     while True:
         with suppress(AssertionError):
             if rack.is_idle(1) and "rack/rack-1/NetworkPowerPort" in rack.client("resources"):
@@ -372,7 +251,7 @@ def broken(rack: Rack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     silent = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=accept_and_say_nothing, args=(silent,), daemon=True).start()
     port = silent.getsockname()[1]
-    url = json.loads((rack.folder / "rack.json").read_text())["places"][1]["power"]
+    url = rack.switch_of(2)
     serial = {"host": "127.0.0.1", "port": port, "protocol": "raw"}
     tftp = {"internal": f"{rack.folder}/rack-2/tftp/", "external": ""}
     groups = {
@@ -380,42 +259,12 @@ def broken(rack: Rack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         "deaf-switch": {"model": "rest", "host": f"http://127.0.0.1:{port}/{{index}}", "index": 2},
         "no-switch": {"model": "rest", "host": f"http://127.0.0.1:{free_port()}/{{index}}", "index": 2},
     }
-    file = tmp_path_factory.mktemp("exporter") / "exporter.yaml"
     content = {
         name: {"NetworkSerialPort": serial, "NetworkPowerPort": power, "TFTPProvider": tftp}
         for name, power in groups.items()
     }
-    file.write_text(json.dumps(content))
-    with (file.parent / "log").open("wb") as log:
-        exporter = subprocess.Popen(
-            [
-                str(Path(sys.executable).parent / "labgrid-exporter"),
-                "--name",
-                "broken",
-                "--hostname",
-                "127.0.0.1",
-                str(file),
-            ],
-            env=rack.environ,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        deadline = time.monotonic() + 60
-        while "broken/no-switch" not in rack.client("resources"):
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-        for name in groups:
-            rack.client("-p", name, "create")
-            rack.client("-p", name, "add-match", f"broken/{name}/*")
-            rack.client("-p", name, "set-tags", "board=board")
+    with silent, rack.exporter("broken", tmp_path_factory.mktemp("exporter"), content, board="board"):
         yield
-        for name in groups:
-            rack.client("-p", name, "delete")
-    finally:
-        exporter.terminate()
-        exporter.wait(timeout=30)
-        silent.close()
 
 
 def accept_and_say_nothing(server: socket.socket) -> None:
@@ -463,24 +312,17 @@ def test_everything_listens_on_loopback_only(rack: Rack) -> None:
 
 
 def test_who_connects_late_reads_what_the_board_said_before(rack: Rack) -> None:
-    places = json.loads((rack.folder / "rack.json").read_text())["places"]
-    show = rack.client("-v", "resources")
-    assert show
-    port = re.search(
-        r"rack-1:\n  NetworkSerialPort:\n    host: 127.0.0.1\n    port: (\d+)",
-        (rack.folder / "exporter.yaml").read_text(),
-    )
-    assert port
-    requests.put(places[0]["power"], data=b"1", timeout=30)
+    port = rack.hardware(1)["NetworkSerialPort"]["port"]
+    rack.switch(1, on=True)
     try:
         deadline = time.monotonic() + 60
         while "U-Boot" not in rack.console(1).rpartition("--- power on")[2]:
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        with socket.create_connection(("127.0.0.1", int(port[1])), timeout=20) as late:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as late:
             assert b"U-Boot" in late.recv(65536)
     finally:
-        requests.put(places[0]["power"], data=b"0", timeout=30)
+        rack.switch(1, on=False)
 
 
 def test_a_second_rack_in_the_same_folder_is_refused(rack: Rack) -> None:
