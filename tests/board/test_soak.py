@@ -109,7 +109,7 @@ def test_everything_at_once(
     )
     out = {number: sh(f"cat /tmp/soak/{number}.status; tail -c 600 /tmp/soak/{number}.out") for number in range(last)}
     wrong = {commands[number]: text for number, text in out.items() if text.split(maxsplit=1)[0] != "0"}
-    assert not wrong
+    assert not wrong, "\n".join(f"{command}: {text}" for command, text in wrong.items())
     print("\n".join(text.partition("\n")[2].strip().splitlines()[-1][:200] for text in out.values()))
     for kind, device in points.items():
         point = scratch.point(device)

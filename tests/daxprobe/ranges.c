@@ -166,6 +166,42 @@ void point_preallocated(void)
 	verify_zero(p + 12 * page, 4 * page, "the pages behind");
 }
 
+/*
+ * ext4 writes zeros to a short preallocated extent, and has it written as a whole, when the first of its
+ * pages gets data. Who has mapped the others as a hole must still see what write(2) puts there.
+ */
+static void preallocated_beside(bool store)
+{
+	int fd = create("file");
+	uint8_t *data = aligned_buffer(6 * page), *p, *private;
+
+	allocate(fd, 0, 0, 6 * page, "fallocate");
+	p = map_shared(fd, 6 * page);
+	private = map_private(fd, 6 * page);
+	verify_zero(p, 6 * page, "preallocated pages");
+	verify_zero(private, 6 * page, "preallocated pages, mapped privately");
+	fill(data, 6 * page, 1, 0);
+	if (store)
+		memcpy(p + 2 * page, data + 2 * page, page);
+	else
+		put(fd, data + 2 * page, page, 2 * page);
+	put(fd, data + 3 * page, 3 * page, 3 * page);
+	put(fd, data, 2 * page, 0);
+	verify_file(fd, 6 * page, 1, 0, "read(2) of what was written");
+	verify(p, 6 * page, 1, 0, "loads of what was written");
+	verify(private, 6 * page, 1, 0, "loads from the private mapping");
+}
+
+void point_preallocated_beside_store(void)
+{
+	preallocated_beside(true);
+}
+
+void point_preallocated_beside_write(void)
+{
+	preallocated_beside(false);
+}
+
 void point_keep_size(void)
 {
 	int fd = create_filled("file", page, 1);
