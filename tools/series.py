@@ -32,7 +32,7 @@ from tools.check import checkpatch, touched
 from tools.common import OUTPUT, ROOT, UserError, bounded, display, end_groups, entry, locked, say, sha256, write_whole
 from tools.common import run as shell
 from tools.kernel import Kernel, caller_free_environment, first_error
-from tools.source import BASE, Repository, Series, kernel_lines, series
+from tools.source import BASE, Repository, Series, kernel_lines, numbered, series
 
 FOLDER = OUTPUT / "series"
 GROWTH = ROOT / "patches/linux/growth.yaml"
@@ -511,13 +511,8 @@ def gate(kernel: str, steps: Sequence[str], patches: Sequence[str]) -> int:
 
 def run(one: Gate, steps: Sequence[str], patches: Sequence[str]) -> int:
     """These steps for these patches, what has a result already left out; 1 when anything failed."""
-    numbers = [
-        number
-        for number, patch in enumerate(one.series.patches, 1)
-        if not patches or any(patch.name.startswith(f"{wanted}-") for wanted in patches)
-    ]
-    if not numbers:
-        raise UserError(f"no patch of {one.kernel} begins with {', '.join(patches)}")
+    chosen = numbered(one.series, patches) if patches else one.series.patches
+    numbers = [number for number, patch in enumerate(one.series.patches, 1) if patch in chosen]
     failed: list[str] = []
     try:
         for number in numbers:
@@ -573,7 +568,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tools.series", description=__doc__)
     parser.add_argument("--kernel", default="", help=f"one of {', '.join(kernel_lines())} (default 6.1)")
     parser.add_argument("--steps", default="", help=f"of {', '.join(STEPS)}; all, without it")
-    parser.add_argument("--patches", default="", help="numbers of patches, such as 0007,0008; all, without it")
+    parser.add_argument("--patches", default="", help="numbers of patches, such as 7,8; all, without it")
     options = parser.parse_args()
     steps = options.steps.replace(",", " ").split() or list(STEPS)
     for step in steps:

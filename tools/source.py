@@ -73,16 +73,22 @@ def series(kernel: str, root: Path = ROOT) -> Series:
     return Series(kernel, patches, tuple(sha256(patch) for patch in patches))
 
 
-def without(wanted: Series, numbers: Sequence[str]) -> Series:
-    """The series without the patches which begin with these numbers."""
-    dropped = set()
+def numbered(wanted: Series, numbers: Sequence[str]) -> set[Path]:
+    """The patches of these numbers, which may do without their zeros: 2 is 0002."""
+    chosen = set()
     for number in numbers:
-        found = [patch for patch in wanted.patches if patch.name.startswith(f"{number}-")]
+        found = {patch for patch in wanted.patches if patch.name.startswith(f"{number.zfill(4)}-")}
         if not found:
-            raise UserError(f"no patch of {wanted.name} begins with {number}: DROP wants numbers such as 0002,0005")
-        dropped.update(found)
+            raise UserError(f"no patch of {wanted.name} has the number '{number}': give numbers such as 2,5")
+        chosen |= found
+    return chosen
+
+
+def without(wanted: Series, numbers: Sequence[str]) -> Series:
+    """The series without the patches of these numbers."""
+    dropped = numbered(wanted, numbers)
     kept = [pair for pair in zip(wanted.patches, wanted.hashes, strict=True) if pair[0] not in dropped]
-    name = "-".join([wanted.name, "drop", *numbers])
+    name = "-".join([wanted.name, "drop", *(number.zfill(4) for number in numbers)])
     return Series(name, tuple(patch for patch, _ in kept), tuple(known for _, known in kept))
 
 

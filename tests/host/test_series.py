@@ -214,8 +214,8 @@ def test_ctrl_c_keeps_what_was_done(gate: Callable[..., Gate], capsys: pytest.Ca
 
 def test_wishes_that_cannot_be_met(gate: Callable[..., Gate]) -> None:
     one = gate(CODE.replace("return 1", "return 2"))
-    with pytest.raises(UserError, match="no patch of 9.9 begins with 0007"):
-        series.run(one, ["applies"], ["0007"])
+    with pytest.raises(UserError, match="no patch of 9.9 has the number '7'"):
+        series.run(one, ["applies"], ["1", "7"])
     (one.repository.path / "code.c").write_text("edited")
     one.git("commit", "-qam", "own work")
     with pytest.raises(UserError, match="holds 2 commits, and the series has 1 patches: remove the folder"):
