@@ -214,13 +214,15 @@ class Gate:
 
     def objects(self, number: int, arch: Arch) -> list[str]:
         """What this patch may change the code of, on this architecture."""
-        self.checkout(number)
         names = {name for name in touched(self.series.patches[number - 1]) if not foreign(arch).match(name)}
         sources = {name for name in names if name.endswith(".c")}
         if any(not name.endswith((".c", ".txt", ".yaml")) for name in names):
             sources = {name for name in self.witnesses if not foreign(arch).match(name)}
-        tree = self.repository.path
-        return sorted(name.removesuffix(".c") + ".o" for name in sources if (tree / name).exists())
+        if not sources:
+            return []
+        # By git, since moving the work tree there and back would make everything out of date.
+        there = self.git("ls-tree", "-r", "--name-only", self.commits[number], "--", *sorted(sources)).split()
+        return sorted(name.removesuffix(".c") + ".o" for name in there)
 
     def make(self, arch: Arch, build: Path, *words: str) -> tuple[int, str]:
         """Exit status and output of the kernel's make, out of tree and on all processors."""
@@ -290,10 +292,17 @@ class Gate:
             return Outcome("skipped", f"it compiles none of {', '.join(objects)}: {after[objects[0]]['error']}")
         return Outcome("passed", f"{len(built)} of {len(objects)} objects: {', '.join(built)}")
 
-    def ahead(self, number: int, arches: Sequence[Arch]) -> None:
-        """The states before and after a patch, on as many architectures at once as there are processors."""
-        wanted = {arch: self.objects(number, arch) for arch in arches if shutil.which(f"{arch.prefix}gcc")}
-        for state in (number - 1, number):
+    def ahead(self, number: int, arches: Sequence[Arch], following: Sequence[Arch] = ()) -> None:
+        """The states before and after a patch, on as many architectures at once as there are processors.
+
+        The state after it is the one before the next: what that will ask of it, on `following`, is compiled by the same make.
+        """
+        before = {arch: self.objects(number, arch) for arch in arches if shutil.which(f"{arch.prefix}gcc")}
+        after = {arch: list(names) for arch, names in before.items()}
+        for arch in following:
+            if arch in after:
+                after[arch] = sorted({*after[arch], *self.objects(number + 1, arch)})
+        for state, wanted in ((number - 1, before), (number, after)):
             missing = [(arch, names) for arch, names in wanted.items() if set(names) - set(self.known(state, arch))]
             if not missing:
                 continue
@@ -311,6 +320,12 @@ class Gate:
                 raise
             finally:
                 pool.shutdown()
+
+    def unanswered(self, number: int, steps: Sequence[str]) -> list[Arch]:
+        """The architectures which these steps need for this patch, and have no result of."""
+        name, key = self.series.patches[number - 1].name, self.key(number)
+        asked = {step for step in steps if self.results.get(name, step, key) is None}
+        return [arch for arch in ARCHES if arch.name in asked or ("size" in asked and arch.name in SIZED)]
 
     def store(self, number: int, arch: Arch) -> Path:
         return self.folder / "objects" / arch.name / f"{self.key(number)[:16]}.json"
@@ -424,7 +439,7 @@ class Gate:
         return Outcome("passed", f"preprocessed only, there is no compiler: cpu_dcache_is_aliasing() is {answer}")
 
     def boot(self, number: int) -> Outcome:
-        """The reference board with the kernel of this state."""
+        """The reference board with the kernel of this state; one that has booted already is not booted again."""
         rootfs = OUTPUT / f"kernel-{self.kernel}/images"
         if not (rootfs / "manifest.json").exists():
             raise UserError(f"there is no minimal image to boot with: `make kernel KERNEL={self.kernel}` builds it")
@@ -434,6 +449,12 @@ class Gate:
         kernel = Kernel(self.repository.path, build, self.repository.epoch(), "-arm-pmem", misses_allowed=True)
         kernel.configure(files)
         kernel.make(self.folder / "board.log")
+        booted = sha256(f"{sha256(kernel.image)} {sha256(rootfs / 'rootfs.cpio.gz')}".encode())[:16]
+        for name, steps in self.results.known.items():
+            if "boot" in steps and steps["boot"]["outcome"] == "passed" and booted in steps["boot"]["text"]:
+                return Outcome(
+                    "passed", f"zImage and rootfs {booted} are, byte for byte, those of {name}, which booted"
+                )
         images = self.folder / "boot/images"
         images.mkdir(parents=True, exist_ok=True)
         for name in ("rootfs.cpio.gz", "pmem.dtbo"):
@@ -456,7 +477,7 @@ class Gate:
                 output=stream,
             )
         if status == 0:
-            return Outcome("passed")
+            return Outcome("passed", f"zImage and rootfs {booted}")
         return Outcome("failed", "\n".join(log.read_text(errors="replace").splitlines()[-40:]))
 
 
@@ -519,9 +540,8 @@ def run(one: Gate, steps: Sequence[str], patches: Sequence[str]) -> int:
         for number in numbers:
             name = one.series.patches[number - 1].name
             said = []
-            asked = {step for step in steps if one.results.get(name, step, one.key(number)) is None}
-            sized = SIZED if "size" in asked else ()
-            one.ahead(number, [arch for arch in ARCHES if arch.name in asked or arch.name in sized])
+            following = one.unanswered(number + 1, steps) if number + 1 in numbers else []
+            one.ahead(number, one.unanswered(number, steps), following)
             for step in (step for step in steps if step not in WHOLE):
                 key = one.key(number)
                 outcome = one.results.get(name, step, key)

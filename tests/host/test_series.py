@@ -35,11 +35,11 @@ CODE = "int one(void)\n{\n\treturn 1;\n}\n"
 
 @pytest.fixture
 def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gate]:
-    """gate(state, …): a series whose patches bring code.c from each state to the next."""
+    """gate(state, …): a series whose patches bring code.c, or another file by (name, text), from each state to the next."""
     # Other compilers need not be installed here.
     monkeypatch.setattr(series, "SIZED", ("x86_64",))
 
-    def make(*states: str) -> Gate:
+    def make(*states: str | tuple[str, str]) -> Gate:
         line: Line = make_line(tmp_path)
         tree = tmp_path / "linux-source-9.9"
         (tree / "Makefile").write_text(MAKEFILE)
@@ -60,7 +60,7 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gate]
     return make
 
 
-def write_patches(folder: Path, line: Line, states: tuple[str, ...]) -> None:
+def write_patches(folder: Path, line: Line, states: tuple[str | tuple[str, str], ...]) -> None:
     """git's own format-patch makes them."""
     work = folder / "work"
     work.mkdir()
@@ -71,7 +71,8 @@ def write_patches(folder: Path, line: Line, states: tuple[str, ...]) -> None:
 
     git("init")
     for number, state in enumerate((CODE, *states)):
-        (work / "code.c").write_text(state)
+        name, text = ("code.c", state) if isinstance(state, str) else state
+        (work / name).write_text(text)
         git("add", ".")
         git("commit", "-m", f"code: state {number}")
     git("format-patch", "-N", "-o", str(line.patches), "HEAD~" + str(len(states)))
@@ -131,6 +132,22 @@ def test_architectures_at_once_and_one_that_breaks_hides_no_other(
     assert states == {"x86_64", "good"}
 
 
+def test_a_state_is_compiled_once_for_the_patches_on_both_sides(
+    gate: Callable[..., Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = gate(CODE.replace("return 1", "return 2"), ("other.c", CODE.replace("one", "two")))
+    compiled = []
+    compile_all = one.compile_all
+
+    def spy(arch: series.Arch, build: Path, objects: list[str]) -> dict[str, dict[str, object]]:
+        compiled.append(objects)
+        return compile_all(arch, build, objects)
+
+    monkeypatch.setattr(one, "compile_all", spy)
+    assert series.run(one, ["x86_64"], []) == 0
+    assert compiled == [["code.o"], ["code.o", "other.o"], ["other.o"]]
+
+
 def test_an_interrupted_run_ends_what_it_started(gate: Callable[..., Gate], monkeypatch: pytest.MonkeyPatch) -> None:
     one = gate(CODE.replace("return 1", "return 2"))
     tree = one.repository.path
@@ -177,7 +194,7 @@ def test_a_result_is_kept_until_its_patches_change(
     changed = Series(one.series.name, one.series.patches, (one.series.hashes[0], "other"))
     again = Gate(changed, one.repository, one.folder)
     ran = []
-    again.ahead = lambda number, arches: None  # type: ignore[method-assign]
+    again.ahead = lambda number, arches, following=(): None  # type: ignore[method-assign]
     again.run = lambda number, step: ran.append((number, step)) or Outcome("passed")  # type: ignore[method-assign,func-returns-value]
     series.run(again, ["applies", "x86_64"], [])
     assert ran == [(2, "applies"), (2, "x86_64")]
