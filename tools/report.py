@@ -18,6 +18,7 @@ import jinja2
 from tools import runs
 from tools.common import OUTPUT, UserError, display, entry, say, write_whole
 from tools.runs import Run, area_of
+from tools.source import kernel_lines, series
 
 FOLDER = OUTPUT / "report"
 TEMPLATES = Path(__file__).parent
@@ -103,9 +104,10 @@ def tested_by(lanes: list[Run]) -> str:
 
 def read_gates(output: Path) -> list[dict[str, Any]]:
     """The series gate's results of each kernel line, if it ran."""
-    from tools import series
+    from tools import series as gate
 
-    return [series.summary(path) for path in sorted(output.glob("series/*/results.json"))]
+    found = [path for path in sorted(output.glob("series/*/results.json")) if path.parent.name in kernel_lines()]
+    return [gate.summary(path, series(path.parent.name)) for path in found]
 
 
 def main() -> int:

@@ -165,8 +165,7 @@ class Gate:
         self.running: set[subprocess.Popen[str]] = set()
 
     def key(self, number: int) -> str:
-        """Of the state after so many patches."""
-        return sha256("\n".join([str(VERSION), *self.series.hashes[:number]]).encode())
+        return state_key(self.series, number)
 
     def git(self, *words: str) -> str:
         return self.repository.git(*words)
@@ -510,16 +509,33 @@ def text_size(arch: Arch, path: Path) -> int:
     return int(said.splitlines()[1].split()[0])
 
 
-def summary(path: Path) -> dict[str, Any]:
-    """The results as the report shows them."""
-    results = Results(path)
+def state_key(wanted: Series, number: int) -> str:
+    """Of the state after so many patches."""
+    return sha256("\n".join([str(VERSION), *wanted.hashes[:number]]).encode())
+
+
+def summary(path: Path, wanted: Series) -> dict[str, Any]:
+    """The results as report and cover letter show them: of these patches, without what was found when they were others."""
+    known = Results(path).known
+    older = 0
+
+    def of(name: str, number: int) -> dict[str, Outcome]:
+        nonlocal older
+        asked, key = known.get(name, {}), state_key(wanted, number)
+        found = {step: Outcome(one["outcome"], one["text"]) for step, one in asked.items() if one["key"] == key}
+        older += len(asked) - len(found)
+        return found
+
+    patches = [
+        {"name": patch.name, "results": of(patch.name, number)} for number, patch in enumerate(wanted.patches, 1)
+    ]
+    whole = of(serieswhole.NAME, len(wanted.patches))
     return {
         "kernel": path.parent.name,
-        "steps": [step for step in STEPS if any(step in steps for steps in results.known.values())],
-        "patches": [
-            {"name": name, "results": {step: Outcome(one["outcome"], one["text"]) for step, one in steps.items()}}
-            for name, steps in sorted(results.known.items())
-        ],
+        "steps": [step for step in STEPS if any(step in patch["results"] for patch in patches)],
+        "patches": patches,
+        "whole": whole,
+        "older": older,
     }
 
 

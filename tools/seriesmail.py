@@ -128,12 +128,16 @@ def comparison(repository: Repository, posted: Path | None) -> str:
 def cover(repository: Repository, wanted: Series, letter: Path, posted: Path | None) -> str:
     lanes = [one for one in runs.newest(runs.find(OUTPUT)).values() if one.kernel == repository.kernel]
     results = gate.FOLDER / repository.kernel / "results.json"
-    counted: list[tuple[str, str]] = []
-    if results.exists():
-        found = gate.summary(results)
-        for step in found["steps"]:
-            numbers = Counter(patch["results"][step].outcome for patch in found["patches"] if step in patch["results"])
-            counted.append((step, "/".join(str(numbers[kind]) for kind in ("passed", "failed", "skipped"))))
+    found = gate.summary(results, wanted) if results.exists() else {"steps": [], "patches": [], "whole": {}}
+    counted: list[tuple[str, Counter[str]]] = [
+        (
+            step,
+            Counter(
+                patch["results"][step].outcome if step in patch["results"] else "not run" for patch in found["patches"]
+            ),
+        )
+        for step in found["steps"]
+    ]
     text = render(
         "cover-letter.txt.j2",
         subject="DAX on ARMv7",
@@ -143,6 +147,7 @@ def cover(repository: Repository, wanted: Series, letter: Path, posted: Path | N
         series=wanted,
         lanes=lanes,
         gate=counted,
+        whole=found["whole"],
         emulated=all(one.emulated for one in lanes),
         comparison=comparison(repository, posted),
     )

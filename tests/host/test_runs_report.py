@@ -118,15 +118,24 @@ def test_facts_are_added_and_none_is_lost(tmp_path: Path) -> None:
     assert json.loads((tmp_path / runs.NAME).read_text()) == {"one": 1, "two": 2}
 
 
-def test_the_gate_of_the_series_is_in_the_page(tmp_path: Path) -> None:
-    from tools.series import Outcome, Results
+def test_the_gate_of_the_series_is_in_the_page_without_what_was_found_with_other_patches(tmp_path: Path) -> None:
+    from tools.series import Outcome, Results, state_key
+    from tools.source import series
 
+    line = series("6.1")
+    name, second = (patch.name for patch in line.patches[:2])
     results = Results(tmp_path / "series/6.1/results.json")
-    results.put("0001-first.patch", "arm", "key", Outcome("passed", "1 of 1 objects"))
-    results.put("0001-first.patch", "boot", "key", Outcome("failed", "no prompt"))
+    results.put(name, "arm", state_key(line, 1), Outcome("passed", "1 of 1 objects"))
+    results.put(name, "boot", state_key(line, 1), Outcome("failed", "no prompt"))
+    results.put(second, "arm", "an older state", Outcome("passed", "before it was changed"))
+    results.put("9999-gone.patch", "arm", state_key(line, 1), Outcome("passed", "before it was removed"))
+    results.put("whole series", "corners", state_key(line, len(line.patches)), Outcome("passed", "DAX=n: all"))
     report.make(tmp_path, tmp_path / "report")
     page = (tmp_path / "report/index.html").read_text()
-    assert "0001-first.patch" in page and "no prompt" in page
+    assert name in page and "no prompt" in page and second in page
+    assert "corners passed" in page and "DAX=n: all" in page
+    assert "1 results of an older state" in page
+    assert "before it was" not in page and "9999-gone" not in page
 
 
 def test_runs_of_the_same_second_have_their_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
