@@ -16,6 +16,7 @@ import pexpect
 
 from tools import fragments, rootfs
 from tools.common import ROOT, UserError, say
+from tools.kernel import first_error
 
 if TYPE_CHECKING:
     from tools.series import Arch, Gate
@@ -47,7 +48,8 @@ def corners(gate: Gate, arch: Arch) -> tuple[str, str]:
     gate.checkout(number)
     lines, failed = [], False
     for name, (disabled, without) in CORNERS.items():
-        build = gate.folder / "build" / f"corner-{name}"
+        # Without an =: make would take a target's path for the setting of a variable.
+        build = gate.folder / "build" / f"corner-{name.replace('=', '-')}"
         gate.configure(
             arch, build, [word for option in disabled for word in ("--disable", option)], start="allyesconfig"
         )
@@ -57,7 +59,7 @@ def corners(gate: Gate, arch: Arch) -> tuple[str, str]:
             raise UserError(f"allyesconfig cannot have {name}: something selects it")
         status, said = gate.make(arch, build, "prepare")
         if status:
-            raise UserError(f"{name}: {said.splitlines()[-1]}")
+            raise UserError(f"{name}: {first_error(said.splitlines())}")
         objects = [one for one in gate.every_object(arch) if not re.match(without, one)]
         found = gate.compile_all(arch, build, objects)
         bad = {one: state["error"] for one, state in found.items() if not state["ok"]}
