@@ -108,6 +108,8 @@ ARCHES = (
 )
 # Debian has no compiler for these: their header is preprocessed by the host's, and the answer looked at.
 PREPROCESSED = ("arc", "csky", "nios2", "xtensa")
+# What an architecture says that is broken already without a patch
+BROKEN = "the source before this patch does not compile there"
 # For the series as a whole
 WHOLE = serieswhole.STEPS
 STEPS = ("applies", "checkpatch", *(one.name for one in ARCHES), *PREPROCESSED, "size", "boot", *WHOLE)
@@ -273,7 +275,7 @@ class Gate:
         try:
             before = self.state(number - 1, arch, objects)
         except UserError as error:
-            return Outcome("skipped", f"the source before this patch does not compile there: {error}")
+            return Outcome("skipped", f"{BROKEN}: {error}")
         after = self.state(number, arch, objects)
         worse = []
         for name in objects:

@@ -148,6 +148,14 @@ def cover(repository: Repository, wanted: Series, letter: Path, posted: Path | N
         lanes=lanes,
         gate=counted,
         whole=found["whole"],
+        broken=sorted(
+            {
+                step
+                for patch in found["patches"]
+                for step, one in patch["results"].items()
+                if one.text.startswith(gate.BROKEN)
+            }
+        ),
         emulated=all(one.emulated for one in lanes),
         comparison=comparison(repository, posted),
     )
