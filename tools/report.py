@@ -106,8 +106,8 @@ def read_gates(output: Path) -> list[dict[str, Any]]:
     """The series gate's results of each kernel line, if it ran."""
     from tools import series as gate
 
-    found = [path for path in sorted(output.glob("series/*/results.json")) if path.parent.name in kernel_lines()]
-    return [gate.summary(path, series(path.parent.name)) for path in found]
+    found = {line: output / "series" / line / "results.json" for line in kernel_lines()}
+    return [gate.summary(path, series(line)) for line, path in found.items() if path.exists()]
 
 
 def main() -> int:

@@ -128,7 +128,7 @@ def comparison(repository: Repository, posted: Path | None) -> str:
 def cover(repository: Repository, wanted: Series, letter: Path, posted: Path | None) -> str:
     lanes = [one for one in runs.newest(runs.find(OUTPUT)).values() if one.kernel == repository.kernel]
     results = gate.FOLDER / repository.kernel / "results.json"
-    found = gate.summary(results, wanted) if results.exists() else {"steps": [], "patches": [], "whole": {}}
+    found = gate.summary(results, wanted)
     counted: list[tuple[str, Counter[str]]] = [
         (
             step,

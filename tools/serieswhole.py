@@ -80,7 +80,7 @@ def aliasing(gate: Gate, arch: Arch) -> tuple[str, str]:
     for words in (("allnoconfig", f"KCONFIG_ALLCONFIG={FRAGMENT}"), ("bzImage",)):
         status, said = gate.make(arch, build, *words)
         if status:
-            raise UserError(f"the x86-64 kernel: make {words[0]} failed: {' / '.join(said.splitlines()[-3:])}")
+            raise UserError(f"the x86-64 kernel: make {words[0]} failed: {first_error(said.splitlines())}")
     missed = fragments.missed(fragments.read([FRAGMENT]), fragments.read_config(build / ".config"))
     if missed:
         raise UserError(f"the x86-64 kernel does not have {', '.join(one.text for one in missed)}")
