@@ -20,6 +20,7 @@ from tools.common import (
     OUTPUT,
     ROOT,
     UserError,
+    cache_folder,
     copy_whole,
     display,
     entry,
@@ -65,6 +66,8 @@ def build(product: Product) -> None:
     need_tools(TOOLS)
     # Everything that may be wrong with the request, before anything is touched
     patches = series(product.kernel)
+    if not patches.patches and not product.unpatched:
+        raise UserError(f"there are no patches for Linux {product.kernel} yet: SERIES=none builds it without")
     files = fragments.for_kernel(product.board.kernel_fragment, product.kernel, product.variants)
     fragments.read(files)
     worktree = ""
@@ -356,7 +359,7 @@ def do_sources_archive(options: argparse.Namespace) -> None:
     kernel = options.kernel or DEFAULT_KERNEL
     target = (options.out or OUTPUT) / f"arm-pmem-sources-{kernel}.tar"
     tree = buildroot.find_tree()
-    sources.write_archive(target, sources.cache_folder(), tree, kernel)
+    sources.write_archive(target, cache_folder(), tree, kernel)
 
 
 def do_kernel(options: argparse.Namespace) -> None:

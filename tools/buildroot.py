@@ -18,7 +18,7 @@ import yaml
 
 from tools import sources
 from tools.boards import Board
-from tools.common import ROOT, UserError, display, end_groups, locked, run, say, sha256, write_whole
+from tools.common import ROOT, UserError, cache_folder, display, end_groups, locked, run, say, sha256, write_whole
 from tools.kernel import first_error
 
 EXTERNAL = ROOT / "br2-external"
@@ -68,7 +68,7 @@ def find_tree() -> Path:
                 "or leave BUILDROOT= out"
             )
         return tree
-    tree = sources.cache_folder() / f"buildroot-{version}"
+    tree = cache_folder() / f"buildroot-{version}"
     busy = f"another make has been cloning Buildroot to {tree} for {CLONE_LIMIT} s: wait until that has ended"
     with locked(tree.with_name(".clone.lock"), busy, wait=CLONE_LIMIT):
         if not tree.exists():
@@ -163,7 +163,7 @@ def make_build(board: Board, kernel: str, out: Path, wanted_sources: str) -> Bui
         return Build(board, kernel, out, tree, wanted_sources, store)
     if kind not in ("debian", "upstream") or archive:
         raise UserError(f"unknown SOURCES '{wanted_sources}': it is debian, upstream or archive:<tar>")
-    return Build(board, kernel, out, find_tree(), kind, sources.cache_folder())
+    return Build(board, kernel, out, find_tree(), kind, cache_folder())
 
 
 def default_sources() -> str:

@@ -92,9 +92,9 @@ def check_shell() -> None:
 
 
 def kernel_sources() -> list[tuple[Repository, Series]]:
-    """Each kernel line whose source is here."""
-    found = [(Repository(kernel), series(kernel)) for kernel in kernel_lines()]
-    found = [(repository, patches) for repository, patches in found if (repository.path / ".git").exists()]
+    """Each kernel line that has patches, and whose source is here."""
+    lines = [(Repository(kernel), series(kernel)) for kernel in kernel_lines()]
+    found = [(tree, patches) for tree, patches in lines if patches.patches and (tree.path / ".git").exists()]
     if not found:
         raise Skipped("no kernel source here: `make kernel` unpacks it")
     return found

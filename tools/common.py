@@ -110,6 +110,12 @@ def end_groups(processes: Iterable[subprocess.Popen[Any]], first: signal.Signals
                 process.wait(timeout=max(0, deadline - time.monotonic()))
 
 
+def cache_folder() -> Path:
+    """Where downloads outlive a clone of this project."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "arm-pmem"
+
+
 def need_tools(names: Iterable[str]) -> None:
     missing = [name for name in names if shutil.which(name) is None]
     if missing:

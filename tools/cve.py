@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tools import buildroot, sbom, sources
-from tools.common import UserError, display, run, say, write_whole
+from tools import buildroot, sbom
+from tools.common import UserError, cache_folder, display, run, say, write_whole
 
 NAME = "cve.cdx.json"
 # The whole of NVD is some 300,000 files.
@@ -30,7 +30,7 @@ Document = dict[str, Any]
 def data() -> Path:
     """The folder with NVD's data, in the layout of Buildroot's cve.py: NVD=, else in the cache."""
     named = os.environ.get("NVD", "")
-    return Path(named).absolute() if named else sources.cache_folder() / "nvd"
+    return Path(named).absolute() if named else cache_folder() / "nvd"
 
 
 def check_data(folder: Path, tree: Path) -> None:

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Debian's archive as the host's own apt knows it: where it is, and packages of it under a private configuration."""
+"""Debian's archive under a private apt configuration: where it is, and packages of any of its suites.
+
+The host may be another release of Debian, or a relative of it: nothing here depends on what its own apt offers, and
+nothing of its own apt is changed.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +17,13 @@ from pathlib import Path
 
 from tools.common import UserError, run
 
+# The release whose packages the minimal image and Buildroot's toolchain are made of
 SUITE = "bookworm"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+# Debian's own mirror, as python-apt-common knows it, for a host whose apt has none of Debian
+TEMPLATE = Path("/usr/share/python-apt/templates/Debian.info")
+UPDATE_LIMIT_S = 300
+DOWNLOAD_LIMIT_S = 900
 
 
 @dataclass(frozen=True)
@@ -30,25 +40,56 @@ class Archive:
         return f"deb {option}{self.uri} {self.suite} main"
 
 
-def archives() -> list[Archive]:
-    """Where this host gets Debian from: the project names no host of its own."""
-    form = "$(ORIGIN)|$(COMPONENT)|$(CODENAME)|$(REPO_URI)"
+@functools.cache
+def mirrors() -> tuple[str, str]:
+    """The URIs of Debian's main and security archive: DEBIAN_MIRROR, the host's own, or Debian's own.
+
+    The host's mirror serves all suites, whichever of them the host itself uses. The project names no host.
+    """
+    named = os.environ.get("DEBIAN_MIRROR", "").rstrip("/")
+    if named:
+        return named, f"{named}-security"
+    form = "$(ORIGIN)|$(CODENAME)|$(REPO_URI)"
     listed = run(
         ["apt-get", "indextargets", "--format", form, "Created-By: Packages"],
         what="apt's list of archives",
     )
-    found: dict[str, Archive] = {}
+    main = security = ""
     for line in listed.splitlines():
-        origin, component, codename, uri = line.split("|", 3)
-        if origin == "Debian" and component == "main" and codename.split("-")[0] == SUITE:
-            found.setdefault(codename, Archive(uri, codename, str(KEYRING) if KEYRING.exists() else ""))
-    if SUITE not in found:
+        origin, codename, uri = line.split("|", 2)
+        if origin == "Debian" and codename.endswith("-security"):
+            security = security or uri.rstrip("/")
+        elif origin == "Debian":
+            main = main or uri.rstrip("/")
+    main = main or template_mirror()
+    if not main:
         raise UserError(
-            f"apt on this machine knows no Debian '{SUITE}' archive: add one to "
-            f"/etc/apt/sources.list.d and run `apt-get update`"
+            "no mirror of Debian is known on this machine: name one with DEBIAN_MIRROR=<address>, "
+            "or install python-apt-common (`make deps`)"
         )
-    # The main suite first; security and updates override it by version.
-    return [found.pop(SUITE), *found.values()]
+    # By convention the security archive lies beside the main one.
+    return main, security or f"{main}-security"
+
+
+def template_mirror(template: Path = TEMPLATE) -> str:
+    """Debian's own mirror as python-apt-common has it; '' where that is not installed."""
+    match = re.search(r"(?m)^BaseURI: (\S+/debian)/?$", template.read_text()) if template.exists() else None
+    return match[1] if match else ""
+
+
+def archives(suite: str = SUITE) -> list[Archive]:
+    """A suite, then its updates and security updates, which override it by version; backports have neither."""
+    main, security = mirrors()
+    if not KEYRING.exists():
+        raise UserError(f"{KEYRING} is not there: install the package debian-archive-keyring (`make deps`)")
+    key = str(KEYRING)
+    if "-" in suite or suite == "sid":
+        return [Archive(main, suite, key)]
+    return [
+        Archive(main, suite, key),
+        Archive(main, f"{suite}-updates", key),
+        Archive(security, f"{suite}-security", key),
+    ]
 
 
 @functools.cache
@@ -68,18 +109,21 @@ def installed(package: str) -> str:
     return versions().get(package, "")
 
 
-def download(packages: Sequence[str], folder: Path) -> list[Path]:
-    """The .deb files of packages (name or name:arch) into a folder, verified by apt.
+def newer(version: str, other: str) -> bool:
+    """Whether a package version comes after another one; each comes after ''."""
+    command = ["dpkg", "--compare-versions", version, "gt", other]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, timeout=30, check=False).returncode == 0
 
-    apt runs on a configuration, lists and cache of its own: the host's stay as they are, and need not
-    know the other architecture. Only the release's main suite is used: of the others a mirror may have an
-    inconsistent index.
+
+def private_apt(folder: Path, sources: Sequence[Archive], architectures: Sequence[str] = ()) -> dict[str, str]:
+    """An apt of its own in a folder, with these sources; returns the environment that selects it.
+
+    The host's lists, cache and configuration stay as they are, and need not know the other architectures.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for name in ("lists/partial", "cache/archives/partial", "state"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "state/status").touch()
-    (folder / "sources.list").write_text(f"{archives()[0].line}\n")
+    (folder / "sources.list").write_text("".join(f"{source.line}\n" for source in sources))
     settings = {
         "Dir::Etc::sourcelist": folder / "sources.list",
         "Dir::Etc::sourceparts": "/dev/null",
@@ -93,20 +137,64 @@ def download(packages: Sequence[str], folder: Path) -> list[Path]:
         "APT::Sandbox::User": "root",
     }
     native = run(["dpkg", "--print-architecture"], what="dpkg").strip()
-    foreign = sorted({name.partition(":")[2] for name in packages if ":" in name} - {native})
     text = "".join(f'{name} "{value}";\n' for name, value in settings.items())
-    text += "APT::Architectures { " + " ".join(f'"{one}";' for one in [native, *foreign]) + " };\n"
+    names = dict.fromkeys([native, *architectures])
+    text += "APT::Architectures { " + " ".join(f'"{name}";' for name in names) + " };\n"
     (folder / "apt.conf").write_text(text)
-    environment = {"APT_CONFIG": str(folder / "apt.conf"), "LC_ALL": "C"}
-    run(["apt-get", "--quiet=2", "update"], env=environment, what="apt-get update", timeout=300)
+    return {"APT_CONFIG": str(folder / "apt.conf"), "LC_ALL": "C"}
+
+
+def download(packages: Sequence[str], folder: Path) -> list[Path]:
+    """The .deb files of packages (name or name:arch) of SUITE into a folder, verified by apt.
+
+    Only the release's main suite is used: of the others a mirror may have an inconsistent index.
+    """
+    foreign = sorted({name.partition(":")[2] for name in packages if ":" in name})
+    environment = private_apt(folder, archives()[:1], foreign)
+    run(["apt-get", "--quiet=2", "update"], env=environment, what="apt-get update", timeout=UPDATE_LIMIT_S)
+    fetch_packages(packages, folder, environment)
+    return sorted(folder.glob("*.deb"))
+
+
+def fetch_packages(packages: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
     run(
         ["apt-get", "--quiet=2", "download", *packages],
         cwd=folder,
         env=environment,
         what=f"apt-get download {' '.join(packages)}",
-        timeout=900,
+        timeout=DOWNLOAD_LIMIT_S,
     )
-    return sorted(folder.glob("*.deb"))
+
+
+def offered_versions(package: str, environment: dict[str, str]) -> list[str]:
+    """The versions of exactly this package that a private apt can fetch, newest first."""
+    listed = run(["apt-cache", "madison", package], env=environment, what=f"apt-cache madison {package}")
+    rows = [[word.strip() for word in line.split("|")] for line in listed.splitlines()]
+    return list(dict.fromkeys(row[1] for row in rows if len(row) == 3 and True))
+
+
+def download_version(package: str, suites: Sequence[str], preferred: str, folder: Path) -> tuple[Path, str, str]:
+    """The .deb of a package from the first of these suites that has it: in the preferred version, else its newest.
+
+    Returns the file, its version, and the newest version on offer.
+    """
+    for suite in suites:
+        environment = private_apt(folder, archives(suite))
+        try:
+            run(["apt-get", "--quiet=2", "update"], env=environment, what="apt-get update", timeout=UPDATE_LIMIT_S)
+            complaint = ""
+        except UserError as error:
+            # One part of a suite that the mirror lacks, or has broken, does not matter if another has the package.
+            complaint = f" ({error})"
+        versions = offered_versions(package, environment)
+        if versions:
+            version = preferred if preferred in versions else versions[0]
+            fetch_packages([f"{package}={version}"], folder, environment)
+            return next(folder.glob(f"{package}_*.deb")), version, versions[0]
+    raise UserError(
+        f"Debian's {' or '.join(suites)} at {mirrors()[0]} has no package {package}{complaint}: "
+        "name a mirror that has it with DEBIAN_MIRROR=<address>"
+    )
 
 
 def unpack(package: Path, folder: Path) -> None:

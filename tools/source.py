@@ -14,16 +14,23 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.common import OUTPUT, ROOT, UserError, display, locked, run, say, sha256, write_whole
+from tools import debian
+from tools.common import OUTPUT, ROOT, UserError, cache_folder, display, locked, run, say, sha256, write_whole
 
 BRANCH = "arm-pmem"
 BASE = "base"
-TARBALLS = Path(os.environ.get("KERNEL_TARBALLS", "/usr/src"))
+# The kernel sources that were tested: Buildroot checks them, too, and so the file follows its rules.
+LINUX_HASH = ROOT / "patches/linux/linux.hash"
+# Where one line's source is in Debian's archive: names of suites
+SUITES = "debian-suites"
+# How long one make waits for another to fetch the same source
+FETCH_LIMIT_S = 900
 
 # Nothing of the user's own git set-up (signing, hooks, names) may change what a build gives.
 GIT = [
@@ -64,6 +71,66 @@ def kernel_lines(root: Path = ROOT) -> list[str]:
     return sorted(path.name for path in (root / "patches/linux").glob("*/") if path.is_dir())
 
 
+def suites(kernel: str, root: Path = ROOT) -> list[str]:
+    """Debian's suites that have the source of a kernel line; the first that does counts."""
+    lines = (root / "patches/linux" / kernel / SUITES).read_text().splitlines()
+    return [word for line in lines for word in line.partition("#")[0].split()]
+
+
+def tested_hashes() -> dict[str, str]:
+    """sha256 by file name of the kernel sources that were tested."""
+    rows = re.findall(r"(?m)^sha256\s+([0-9a-f]{64})\s+(\S+)", LINUX_HASH.read_text())
+    return {name: digest for digest, name in rows}
+
+
+def tarball_version(kernel: str, name: str) -> str:
+    """The Debian version in a tarball's name; '' where it is not one of this kernel line."""
+    match = re.fullmatch(rf"linux-source-({re.escape(kernel)}\..+)\.tar\.xz", name)
+    return match[1] if match else ""
+
+
+def tarball(kernel: str, folder: Path | None = None) -> Path:
+    """Debian's source of a kernel line, from the cache or from the archive, under a name with its version.
+
+    The tested version where it can be had, else the newest.
+    """
+    folder = folder or cache_folder() / "site"
+    tested = next((name for name in tested_hashes() if tarball_version(kernel, name)), "")
+    busy = f"another make has been fetching Linux {kernel} to {folder} for {FETCH_LIMIT_S} s: wait until that has ended"
+    with locked(folder / f".linux-{kernel}.lock", busy, wait=FETCH_LIMIT_S):
+        if tested and (folder / tested).exists():
+            return folder / tested
+        cached = [path for path in folder.glob("linux-source-*.tar.xz") if tarball_version(kernel, path.name)]
+        for path in cached:
+            # It was fetched when the archive had the tested version no more.
+            if debian.newer(tarball_version(kernel, path.name), tarball_version(kernel, tested)):
+                return path
+        fetched = fetch_tarball(kernel, folder, tested)
+        for path in cached:
+            path.unlink(missing_ok=True)
+        return fetched
+
+
+def fetch_tarball(kernel: str, folder: Path, tested: str) -> Path:
+    say(f"fetching the source of Linux {kernel} from Debian's archive (once)")
+    package = f"linux-source-{kernel}"
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".linux-") as name:
+        preferred = tarball_version(kernel, tested)
+        deb, version, newest = debian.download_version(package, suites(kernel), preferred, Path(name))
+        debian.unpack(deb, Path(name) / "files")
+        packed = Path(name) / "files/usr/src" / f"{package}.tar.xz"
+        target = folder / f"linux-source-{version}.tar.xz"
+        expected = tested_hashes().get(target.name)
+        if expected and sha256(packed) != expected:
+            raise UserError(f"{target.name} of Debian's archive is not the one that {display(LINUX_HASH)} names")
+        packed.replace(target)
+    if tested and version != preferred:
+        say(f"note: the kernel source is {target.name}, and {tested} is what was tested")
+    elif newest != version:
+        say(f"note: Debian has {package} {newest}, and {version} is what was tested and is used")
+    return target
+
+
 def series(kernel: str, root: Path = ROOT) -> Series:
     known = kernel_lines(root)
     if kernel not in known:
@@ -95,13 +162,14 @@ def without(wanted: Series, numbers: Sequence[str]) -> Series:
 class Repository:
     """The git repository of one kernel line; `worktree` names a second work tree of it."""
 
-    def __init__(self, kernel: str, worktree: str = "", output: Path = OUTPUT, tarballs: Path = TARBALLS) -> None:
+    def __init__(self, kernel: str, worktree: str = "", output: Path = OUTPUT, given: Path | None = None) -> None:
         suffix = f"-{worktree}" if worktree else ""
         self.kernel = kernel
         self.main = output / f"linux-{kernel}"
         self.path = output / f"linux-{kernel}{suffix}"
         self.branch = f"{BRANCH}{suffix}"
-        self.tarball = tarballs / f"linux-source-{kernel}.tar.xz"
+        # A tarball of the source, instead of Debian's
+        self.given = given
 
     def git(self, *arguments: str, cwd: Path | None = None, what: str = "") -> str:
         command = [*GIT, *arguments]
@@ -126,21 +194,20 @@ class Repository:
     def _unpack(self) -> None:
         if self.main.exists():
             raise UserError(f"{display(self.main)} is not a git repository: remove it")
-        if not self.tarball.exists():
-            raise UserError(f"{self.tarball} not found on this machine: run `make deps`")
-        say(f"unpacking {self.tarball} to {display(self.main)} (once)")
+        source = self.given or tarball(self.kernel)
+        say(f"unpacking {source.name} to {display(self.main)} (once)")
         work = self.main.with_name(f".{self.main.name}.tmp")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         try:
             run(
-                ["tar", "xf", self.tarball, "-C", work, "--strip-components=1", "--no-same-owner"],
-                what=f"{self.tarball} cannot be unpacked",
+                ["tar", "xf", source, "-C", work, "--strip-components=1", "--no-same-owner"],
+                what=f"{source} cannot be unpacked",
             )
             # tar restores mtimes, so that the top Makefile tells when Debian made this source.
             date = f"{int((work / 'Makefile').stat().st_mtime)} +0000"
             dates = {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
-            what = f"a git repository of {self.tarball}"
+            what = f"a git repository of {source}"
             for command in (
                 ["init", "--quiet", "--initial-branch", BRANCH],
                 # Fast rather than small, and no time stamps of the tarball in the index to check.

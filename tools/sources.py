@@ -9,7 +9,6 @@ is one tar (`make sources-archive`), from which SOURCES=archive:<tar> builds wit
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tarfile
@@ -23,13 +22,11 @@ from typing import Any
 import jinja2
 import yaml
 
-from tools import debian, toolchain
-from tools.common import ROOT, UserError, display, locked, run, say, sha256, write_whole
+from tools import debian, source, toolchain
+from tools.common import ROOT, UserError, cache_folder, display, locked, run, say, sha256, write_whole
 
 FOLDER = ROOT / "br2-external/sources"
 MANIFEST = FOLDER / "debian.yaml"
-# The hash of the kernel source that was tested stands there, by Buildroot's rules.
-LINUX_HASH = ROOT / "patches/linux/linux.hash"
 ARCHIVE_INDEX = "arm-pmem-sources.json"
 # Where the host has the licence texts of what Debian's toolchain brings: the same source packages, made for the host
 RUNTIME_LICENCES = ("libc6", "libgcc-s1", "linux-libc-dev")
@@ -38,12 +35,6 @@ TRIES = 3
 STORE_LIMIT = 900
 # apt warns where its own user cannot enter the folder: it need not.
 APT_HELPER = ["/usr/lib/apt/apt-helper", "-o", "APT::Sandbox::User=root"]
-
-
-def cache_folder() -> Path:
-    """Where downloads outlive a clone of this project."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "arm-pmem"
 
 
 @dataclass(frozen=True)
@@ -229,49 +220,13 @@ def obtain(wanted: Identical | Override, store: Path) -> Identical | Override:
 # --- the kernel and the toolchain ------------------------------------------------------------
 
 
-def kernel_tarball(line: str, store: Path) -> Path:
-    """Debian's kernel source under a name with its version, so that Buildroot never mistakes one for another."""
-    source = Path(os.environ.get("KERNEL_TARBALLS", "/usr/src")) / f"linux-source-{line}.tar.xz"
-    package = f"linux-source-{line}"
-    if not source.exists():
-        raise UserError(f"{source} not found on this machine: run `make deps`")
-    version = run(["dpkg-query", "--show", "--showformat", "${Version}", package], what=f"the version of {package}")
-    target = store / "site" / f"linux-source-{version.replace(':', '-')}.tar.xz"
-    # dpkg gives the file the date of its package: another package is another date or size.
-    if not target.exists() or target.stat().st_size != source.stat().st_size:
-        for old in target.parent.glob("linux-source-*"):
-            old.unlink()
-        copy_whole_file(source, target)
-    return target
-
-
-def copy_whole_file(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    try:
-        shutil.copyfile(source, part)
-        part.replace(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def tested_kernel() -> dict[str, str]:
-    """sha256 by file name, as patches/linux/linux.hash has them."""
-    found = re.findall(r"(?m)^sha256\s+([0-9a-f]{64})\s+(\S+)", LINUX_HASH.read_text())
-    return {name: digest for digest, name in found}
-
-
 def kernel_hash(tarball: Path, folder: Path) -> None:
     """A patch folder with the hash of a kernel source which is not the tested one; apt has verified that one, too."""
     target = folder / "linux/linux.hash"
     target.parent.mkdir(parents=True, exist_ok=True)
-    tested = tested_kernel()
-    if tarball.name in tested:
+    if tarball.name in source.tested_hashes():
         target.unlink(missing_ok=True)
         return
-    names = ", ".join(name for name in tested if name.startswith("linux-source-"))
-    say(f"note: the kernel source is {tarball.name}, and {names} is what was tested")
     write_whole(target, f"sha256  {sha256(tarball)}  {tarball.name}\n")
 
 
@@ -422,7 +377,7 @@ def lay_out(store: Path, tree: Path, out: Path, kernel_line: str, patches: str, 
         kernel, compiler = packed_tarballs(store)
     else:
         manifest = fetch_all(read_manifest(), store)
-        kernel, compiler = kernel_tarball(kernel_line, store), toolchain_tarball(store)
+        kernel, compiler = source.tarball(kernel_line, store / "site"), toolchain_tarball(store)
     overrides = [
         {
             "variable": variable(one.name),
@@ -498,7 +453,8 @@ def write_archive(target: Path, store: Path, tree: Path, kernel_line: str) -> No
     manifest = fetch_all(read_manifest(), store)
     names = [f"site/{one.name}" for one in manifest.identical]
     names += [f"pool/{file.name}" for one in manifest.overrides for file in one.files]
-    names += [f"site/{kernel_tarball(kernel_line, store).name}", f"site/{toolchain_tarball(store).name}"]
+    site = store / "site"
+    names += [f"site/{source.tarball(kernel_line, site).name}", f"site/{toolchain_tarball(store).name}"]
     names += ["site/toolchain.json"]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".archive-") as folder:

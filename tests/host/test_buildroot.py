@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from toyline import ROOT
 
-from tools import boards, build, buildroot, product, sources
+from tools import boards, build, buildroot, product
 from tools.boards import Board
-from tools.common import UserError, sha256
+from tools.common import UserError, cache_folder, sha256
 
 VERSION = buildroot.pin()[0]
 
@@ -211,7 +211,7 @@ def test_all_common_fragments_are_in_each_defconfig() -> None:
 def test_every_download_of_every_board_has_a_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SOURCES=upstream cannot be run where there is no network: what it would fetch, and check, is looked at."""
     monkeypatch.delenv("XDG_CACHE_HOME")
-    tree = sources.cache_folder() / f"buildroot-{VERSION}"
+    tree = cache_folder() / f"buildroot-{VERSION}"
     if not tree.is_dir():
         pytest.skip("Buildroot's tree is not on this machine: `make` clones it")
     folders = [tree / name for name in ("package", "boot", "linux", "toolchain")] + [
@@ -377,6 +377,6 @@ def test_the_sources_of_an_image_stand_in_its_manifest(environment: Path, small_
 
 def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert sources.cache_folder() == Path("/elsewhere/arm-pmem")
+    assert cache_folder() == Path("/elsewhere/arm-pmem")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert sources.cache_folder() == Path.home() / ".cache/arm-pmem"
+    assert cache_folder() == Path.home() / ".cache/arm-pmem"

@@ -15,11 +15,12 @@ import pytest
 import yaml
 from toyline import ROOT
 
-from tools import boards, buildroot, sources
+from tools import boards, buildroot
+from tools.common import cache_folder
 
 FOLDER = ROOT / "docs/ci"
 GITHUB, GITLAB = FOLDER / "github.yml", FOLDER / "gitlab-ci.yml"
-TREE = sources.cache_folder() / f"buildroot-{buildroot.pin()[0]}"
+TREE = cache_folder() / f"buildroot-{buildroot.pin()[0]}"
 # The targets of Buildroot's which they use
 PASSED = {"legal-info"}
 

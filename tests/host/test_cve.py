@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from toyline import ROOT
 
-from tools import boards, buildroot, cve, sbom, sources
-from tools.common import UserError
+from tools import boards, buildroot, cve, sbom
+from tools.common import UserError, cache_folder
 
 VERSION = buildroot.pin()[0]
-TREE = sources.cache_folder() / f"buildroot-{VERSION}"
+TREE = cache_folder() / f"buildroot-{VERSION}"
 
 needs_tree = pytest.mark.skipif(not TREE.is_dir(), reason="no tree of Buildroot in the cache")
 

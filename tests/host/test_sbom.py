@@ -14,12 +14,12 @@ import pytest
 from toyline import ROOT
 
 from tools import boards, buildroot, sbom, source, sources
-from tools.common import UserError
+from tools.common import UserError, cache_folder
 from tools.sbom import Facts, Taken
 from tools.sources import Override, Pinned
 
 VERSION = buildroot.pin()[0]
-TREE = sources.cache_folder() / f"buildroot-{VERSION}"
+TREE = cache_folder() / f"buildroot-{VERSION}"
 CPE = "cpe:2.3:a:someone:{}:custom:-:*:*:*:*:*:*"
 SERIES = source.series("6.1")
 

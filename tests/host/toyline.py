@@ -69,11 +69,15 @@ class Line:
     repository: Repository
 
     @property
+    def tarball(self) -> Path:
+        return self.root / "linux-source-9.9.tar.xz"
+
+    @property
     def patches(self) -> Path:
         return self.root / "patches/linux/9.9"
 
     def worktree(self, name: str) -> Repository:
-        return Repository("9.9", name, output=self.repository.path.parent, tarballs=self.root)
+        return Repository("9.9", name, output=self.repository.path.parent, given=self.tarball)
 
     def series(self) -> Series:
         return series("9.9", self.root)
@@ -99,4 +103,4 @@ def make_line(folder: Path) -> Line:
     patches.mkdir(parents=True)
     (patches / "0001-hello-say-two.patch").write_text(FIRST)
     (patches / "0002-hello-say-ten-and-thirty.patch").write_text(SECOND)
-    return Line(folder, Repository("9.9", output=folder / "output", tarballs=folder))
+    return Line(folder, Repository("9.9", output=folder / "output", given=folder / "linux-source-9.9.tar.xz"))
