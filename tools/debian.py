@@ -170,7 +170,7 @@ def offered_versions(package: str, environment: dict[str, str]) -> list[str]:
     """The versions of exactly this package that a private apt can fetch, newest first."""
     listed = run(["apt-cache", "madison", package], env=environment, what=f"apt-cache madison {package}")
     rows = [[word.strip() for word in line.split("|")] for line in listed.splitlines()]
-    return list(dict.fromkeys(row[1] for row in rows if len(row) == 3 and True))
+    return list(dict.fromkeys(row[1] for row in rows if len(row) == 3 and row[0] == package))
 
 
 def download_version(package: str, suites: Sequence[str], preferred: str, folder: Path) -> tuple[Path, str, str]:
