@@ -12,6 +12,8 @@ from tools.common import ROOT, UserError, display
 
 _SET = re.compile(r"CONFIG_(\w+)=(.*)")
 _UNSET = re.compile(r"# CONFIG_(\w+) is not set")
+# In a line.config: what that kernel line calls a symbol of the other fragments
+_RENAMED = re.compile(r"(?m)^# CONFIG_(\w+) is now CONFIG_(\w+)$")
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,12 @@ def parse_line(text: str) -> tuple[str, str] | None:
 
 
 def read(files: Iterable[Path]) -> dict[str, Request]:
-    """The requests of all fragments; of two for one symbol, the last one counts."""
+    """The requests of all fragments, by the kernel line's name of the symbol; of two for one, the last one counts."""
+    texts = {file: file.read_text() for file in files}
+    names = {old: new for text in texts.values() for old, new in _RENAMED.findall(text)}
     requests: dict[str, Request] = {}
-    for file in files:
-        for number, text in enumerate(file.read_text().splitlines(), 1):
+    for file, content in texts.items():
+        for number, text in enumerate(content.splitlines(), 1):
             try:
                 parsed = parse_line(text)
             except ValueError:
@@ -63,7 +67,8 @@ def read(files: Iterable[Path]) -> dict[str, Request]:
                     f"'# CONFIG_X is not set' nor a comment"
                 ) from None
             if parsed:
-                requests[parsed[0]] = Request(*parsed, file, number)
+                symbol = names.get(parsed[0], parsed[0])
+                requests[symbol] = Request(symbol, parsed[1], file, number)
     return requests
 
 

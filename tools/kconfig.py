@@ -38,7 +38,7 @@ CROSS_PREFIX = {
 
 
 class LinuxKconfig(kconfiglib.Kconfig):  # type: ignore[misc]
-    """kconfiglib 14.1 does not know the bare `modules` keyword of recent kernels."""
+    """What kconfiglib 14.1 does not know of recent kernels' Kconfig, in words that it does."""
 
     def _open(self, filename: str, mode: str) -> Any:
         stream = super()._open(filename, mode)
@@ -46,7 +46,13 @@ class LinuxKconfig(kconfiglib.Kconfig):  # type: ignore[misc]
             return stream
         with stream:
             text = stream.read()
-        return StringIO(re.sub(r"(?m)^(\s+)modules$", r"\1option modules", text))
+        # Linux 6.1
+        text = re.sub(r"(?m)^([ \t]+)modules$", r"\1option modules", text)
+        # 6.18: such a symbol only hands an old .config's value on; for the rest it is one without a prompt.
+        text = re.sub(r"(?m)^[ \t]+transitional$", "", text)
+        # 7.0: what is demanded only if a condition holds
+        condition = r"(?m)^([ \t]+depends on )([^#\n]+) if ([^#\n]+)"
+        return StringIO(re.sub(condition, r"\1(\2) || !(\3)", text))
 
 
 @contextmanager

@@ -150,6 +150,32 @@ def test_the_bare_keyword_modules_is_understood(tree: Path) -> None:
     assert kconfig.load(tree, "arm").modules.name == "MODULES"
 
 
+def test_the_keywords_of_linux_7_are_understood(tmp_path: Path) -> None:
+    (tmp_path / "Kconfig").write_text(
+        "config USB\n\tbool 'USB'\nconfig GADGET\n\tbool 'Gadget' # if any\n"
+        "config OLD_NAME\n\tbool\n\ttransitional\n\thelp\n\t  Handed on.\n"
+        "config DUAL\n\tbool 'Dual'\n\tdepends on USB if !GADGET\n\tdepends on GADGET || !GADGET # even if odd\n"
+    )
+    (tmp_path / ".config").write_text("CONFIG_DUAL=y\n")
+    loaded = kconfig.load(tmp_path, "arm", tmp_path / ".config")
+    assert loaded.syms["DUAL"].str_value == "n"
+    loaded.syms["GADGET"].set_value("y")
+    assert loaded.syms["DUAL"].str_value == "y"
+    loaded.syms["GADGET"].set_value("n")
+    loaded.syms["USB"].set_value("y")
+    assert loaded.syms["DUAL"].str_value == "y"
+
+
+def test_a_kernel_line_may_call_a_symbol_by_another_name(tmp_path: Path) -> None:
+    base, line, board = (tmp_path / name for name in ("base.config", "line.config", "board.config"))
+    base.write_text("CONFIG_OLD=y\nCONFIG_SAME=y\n")
+    line.write_text("# CONFIG_OLD is now CONFIG_NEW\n")
+    board.write_text("# CONFIG_OLD is not set\n")
+    assert fragments.merged(fragments.read([base, line])) == "CONFIG_NEW=y\nCONFIG_SAME=y\n"
+    assert fragments.read([base, line, board])["NEW"].value == "n"
+    assert fragments.read([base, board])["OLD"].value == "n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
