@@ -41,10 +41,14 @@ class Kernel:
     def _make(self) -> list[str]:
         """`make` with all that must be the same at every call, or Kbuild rebuilds the world."""
         ccache = "ccache " if shutil.which("ccache") else ""
+        relative = os.path.relpath(self.source.resolve(), self.build.resolve())
         return [
             "make",
             f"--directory={self.source}",
             f"O={self.build}",
+            # As Kbuild has it for a build folder inside of the source: no command names the folder of this clone, and
+            # so the compiler's cache serves all clones. Linux 7.3 calls it srcroot.
+            *(f"{name}={relative}" for name in ("srctree", "srcroot")),
             f"ARCH={ARCH}",
             f"CROSS_COMPILE={CROSS_COMPILE}",
             f"CC={ccache}{CROSS_COMPILE}gcc",
