@@ -14,21 +14,25 @@ O      ?=
 # Read by tools/buildroot.py: a tree of Buildroot, or a repository to clone it from
 export BUILDROOT BUILDROOT_URL
 
-VENV   := .venv/bin
+# What would change Python or a shell itself; of all else tools/environment.py chooses what its children see.
+unexport BASH_ENV CDPATH ENV $(filter PYTHON%,$(.VARIABLES))
+
+# `override`: make's -e, in somebody's MAKEFLAGS, would let a variable of the environment go first.
+override VENV := .venv/bin
 # Only what needs the virtual environment complains when there is none.
-PYTHON  = $(if $(wildcard $(VENV)/python),$(VENV)/python,$(error there is no .venv yet: run `make deps`))
+override PYTHON = $(if $(wildcard $(VENV)/python),$(VENV)/python -u,$(error there is no .venv yet: run `make deps`))
 
 # DEBUG=1 is the variant `debug`
-variants = $(strip $(if $(filter-out 0,$(DEBUG)),debug) $(VARIANT))
-build    = $(PYTHON) -m tools.build
-options  = --board '$(BOARD)' --kernel '$(KERNEL)' --image '$(IMAGE)' --sources '$(SOURCES)' --out '$(O)'
+override variants = $(strip $(if $(filter-out 0,$(DEBUG)),debug) $(VARIANT))
+override build    = $(PYTHON) -m tools.build
+override options  = --board '$(BOARD)' --kernel '$(KERNEL)' --image '$(IMAGE)' --sources '$(SOURCES)' --out '$(O)'
 # Test reports (JUnit XML)
-reports := output/test
-unpatched = output/kernel-$(or $(KERNEL),6.1)-unpatched/images
-patched   = output/$(if $(KERNEL),kernel-$(KERNEL),board)/images
-images   = $(or $(LG_BUILDDIR),$(if $(O),$(O)/images,output/board/images))
+override reports := output/test
+override unpatched = output/kernel-$(or $(KERNEL),6.1)-unpatched/images
+override patched   = output/$(if $(KERNEL),kernel-$(KERNEL),board)/images
+override images   = $(or $(LG_BUILDDIR),$(if $(O),$(O)/images,output/board/images))
 # Images that the user names are the user's; the default ones are built when they are not there.
-needed   = $(if $(LG_BUILDDIR),,$(images)/manifest.json)
+override needed   = $(if $(LG_BUILDDIR),,$(images)/manifest.json)
 
 .DEFAULT_GOAL := all
 .PHONY: all help deps list kernel sources-archive test test-host test-board test-regression check clean distclean

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -85,7 +84,7 @@ def building(out: Path) -> AbstractContextManager[None]:
 
 
 def build_in(product: Product, repository: Repository, source: Path, patches: Series, requests: list[Path]) -> None:
-    epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or repository.epoch())
+    epoch = repository.epoch()
     kernel = Kernel(
         source=source,
         build=product.out / "linux",
@@ -185,7 +184,6 @@ def target_programs(product: Product, arch: rootfs.Arch) -> dict[str, Path]:
             f"CROSS_COMPILE={arch.cross}",
             f"O={folder}",
         ],
-        env={"MAKEFLAGS": "", "MAKELEVEL": ""},
         what="tests/daxprobe does not build",
     )
     return {"usr/bin/daxprobe": folder / "daxprobe"}

@@ -19,6 +19,7 @@ import yaml
 from tools import sources
 from tools.boards import Board
 from tools.common import ROOT, UserError, display, end_groups, locked, run, say, sha256, write_whole
+from tools.environment import child_environment
 from tools.kernel import first_error
 
 EXTERNAL = ROOT / "br2-external"
@@ -28,10 +29,6 @@ ASK_LIMIT = 30
 CLONE_LIMIT = 900
 # What configuration was made of, in the output folder
 STAMP = ".arm-pmem-config.json"
-# What a Makefile or a shell of the caller's would change in Buildroot's own
-FOREIGN = re.compile(
-    r"(MAKEFLAGS|MFLAGS|MAKELEVEL|MAKEOVERRIDES|O|BOARD|KERNEL|IMAGE|SOURCES|SERIES|DEBUG|VARIANT|DROP)$"
-)
 
 
 class NoTree(UserError):
@@ -81,7 +78,7 @@ def clone(url: str, version: str, tree: Path) -> None:
     if os.path.isdir(url):
         # git copies a whole local repository, unless it is asked as a server
         url = f"file://{os.path.abspath(url)}"
-    environment = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    environment = {"GIT_TERMINAL_PROMPT": "0"}
     mend = "name one with BUILDROOT_URL=<repository> or BUILDROOT=<tree>, or use IMAGE=minimal"
     try:
         listed = run(
@@ -145,11 +142,11 @@ class Build:
         return ["make", f"--directory={self.tree}", f"O={self.out}", f"BR2_EXTERNAL={EXTERNAL}", *words]
 
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
         # The host's own programs, and not those of a .venv or of somebody's home.
-        kept["PATH"] = "/usr/bin:/bin:/usr/sbin:/sbin"
-        kept.pop("LD_LIBRARY_PATH", None)
-        return kept
+        kept = child_environment(PATH="/usr/bin:/bin:/usr/sbin:/sbin")
+        # Buildroot itself would ask git, and an unpacked tree may lie in a repository of somebody's.
+        epoch = re.search(r"(?m)^BR2_VERSION_EPOCH = (\d+)$", (self.tree / "Makefile").read_text())
+        return kept | ({"SOURCE_DATE_EPOCH": epoch[1]} if epoch else {})
 
 
 def make_build(board: Board, kernel: str, out: Path, wanted_sources: str) -> Build:

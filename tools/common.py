@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from tools.environment import child_environment
+
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "output"
 CROSS_COMPILE = "arm-linux-gnueabihf-"
@@ -69,7 +71,7 @@ def bounded(
     limit: float,
     *,
     cwd: Path = ROOT,
-    env: Mapping[str, str],
+    env: Mapping[str, str] | None = None,
     output: IO[str] | None = None,
 ) -> int | None:
     """A command's exit status, or None when it had to be ended, with all that it started; limit in seconds.
@@ -79,7 +81,7 @@ def bounded(
     process = subprocess.Popen(
         command,
         cwd=cwd,
-        env=env,
+        env=child_environment() if env is None else env,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT if output else None,
@@ -128,13 +130,13 @@ def run(
 ) -> str:
     """Run a short command and return its standard output; its failure is an error for the user.
 
-    `env` adds to our own environment, `environment` takes its place.
+    `env` adds to what every child sees (tools/environment.py), `environment` takes its place.
     """
     try:
         done = subprocess.run(
             command,
             cwd=cwd,
-            env={**(os.environ if environment is None else environment), **(env or {})},
+            env={**(child_environment() if environment is None else environment), **(env or {})},
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import functools
-import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tools.common import UserError, run
+from tools.environment import child_environment
 
 SUITE = "bookworm"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -97,7 +97,7 @@ def download(packages: Sequence[str], folder: Path) -> list[Path]:
     text = "".join(f'{name} "{value}";\n' for name, value in settings.items())
     text += "APT::Architectures { " + " ".join(f'"{one}";' for one in [native, *foreign]) + " };\n"
     (folder / "apt.conf").write_text(text)
-    environment = {"APT_CONFIG": str(folder / "apt.conf"), "LC_ALL": "C"}
+    environment = {"APT_CONFIG": str(folder / "apt.conf")}
     run(["apt-get", "--quiet=2", "update"], env=environment, what="apt-get update", timeout=300)
     run(
         ["apt-get", "--quiet=2", "download", *packages],
@@ -113,7 +113,7 @@ def unpack(package: Path, folder: Path) -> None:
     """The files of a .deb, without installing it."""
     done = subprocess.run(
         ["dpkg-deb", "--extract", package, folder],
-        env={**os.environ, "LC_ALL": "C"},
+        env=child_environment(),
         capture_output=True,
         text=True,
         timeout=120,

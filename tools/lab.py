@@ -27,6 +27,7 @@ from tools import coordinator, runs
 from tools.boards import board as known_board
 from tools.common import OUTPUT, ROOT, UserError, display, entry, say
 from tools.coordinator import Session
+from tools.environment import lab_environment
 
 LABGRID = ROOT / "labgrid"
 # In seconds; LG_TIMEOUT_SCALE makes what happens on a board longer.
@@ -54,8 +55,7 @@ class Job:
     tags: Mapping[str, str]
 
     def variables(self, where: str) -> dict[str, str]:
-        return {
-            **os.environ,
+        own = {
             "LG_PLACE": self.place,
             "LG_ENV": str(self.environment),
             "LG_COORDINATOR": where,
@@ -65,6 +65,7 @@ class Job:
             # Tags may say what this piece of hardware cannot do.
             **{name: "none" for tag, names in LACKS.items() if self.tags.get(tag) == "no" for name in names},
         }
+        return lab_environment(**own)
 
 
 def scale() -> float:

@@ -31,6 +31,11 @@ def environment(name: str) -> Path:
     return Path(value)
 
 
+def source_date_epoch() -> int:
+    """What Buildroot says (tools/buildroot.py: of its release); 0 where its configuration has no BR2_REPRODUCIBLE."""
+    return int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
+
+
 def buildroot_config() -> dict[str, str]:
     """Buildroot's .config without quotes."""
     text = environment("BR2_CONFIG").read_text()
@@ -108,7 +113,7 @@ def do_images(images: Path, chosen: Board) -> None:
             "patches": [patch.name for patch in patches.patches],
             "edits": "",
         },
-        "source_date_epoch": int(os.environ.get("SOURCE_DATE_EPOCH", "0")),
+        "source_date_epoch": source_date_epoch(),
         "buildroot": os.environ.get("BR2_VERSION", "unknown"),
         "sources": sources(build),
         "files": {
@@ -159,8 +164,8 @@ def try_overlay(chosen: Board, images: Path) -> None:
 
 def disk_images(description: Path, images: Path, build: Path) -> None:
     """genimage's images, and a bmap of each disk: which of its blocks hold anything."""
-    # The time stamps of what is copied into a file system are part of it.
-    epoch = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
+    # The time stamps of what is copied into a file system are part of it, and the time at which that is made.
+    epoch = source_date_epoch()
     for path in images.iterdir():
         if epoch and path.is_file():
             os.utime(path, (epoch, epoch))
@@ -175,6 +180,7 @@ def disk_images(description: Path, images: Path, build: Path) -> None:
                 *("--inputpath", images, "--outputpath", work / "out", "--config", description),
             ],
             what=f"{display(description)} gives no image",
+            env={"SOURCE_DATE_EPOCH": str(epoch)} if epoch else {},
         )
         for image in sorted((work / "out").iterdir()):
             if image.name == "sdcard.img":

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.common import OUTPUT, ROOT, UserError, display, locked, run, say, sha256, write_whole
+from tools.environment import child_environment
 
 BRANCH = "arm-pmem"
 BASE = "base"
@@ -249,7 +250,7 @@ def git_am(tree: Path, mails: bytes, *options: str) -> str:
     done = subprocess.run(
         [*GIT, "am", "--quiet", *options],
         cwd=tree,
-        env={**os.environ, **IDENTITY},
+        env=child_environment(**IDENTITY),
         input=mails,
         capture_output=True,
         timeout=120,

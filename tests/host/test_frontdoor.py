@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -14,25 +13,12 @@ from pathlib import Path
 import pytest
 from toyline import ROOT
 
+from tools.environment import child_environment
+
 
 def make(*words: str, cwd: Path = ROOT, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    drop = {
-        "MAKEFLAGS",
-        "MFLAGS",
-        "MAKELEVEL",
-        "MAKEOVERRIDES",
-        "BOARD",
-        "KERNEL",
-        "IMAGE",
-        "SOURCES",
-        "BUILDROOT",
-        "BUILDROOT_URL",
-        "O",
-        "SERIES",
-        "DEBUG",
-        "VARIANT",
-    }
-    environ = {name: value for name, value in os.environ.items() if name not in drop and not name.startswith("LG_")}
+    drop = {"BUILDROOT", "BUILDROOT_URL"}
+    environ = {name: value for name, value in child_environment().items() if name not in drop}
     if path is not None:
         environ["PATH"] = path
     return subprocess.run(
