@@ -22,8 +22,6 @@ override VENV := .venv/bin
 # Only what needs the virtual environment complains when there is none.
 override PYTHON = $(if $(wildcard $(VENV)/python),$(VENV)/python -u,$(error there is no .venv yet: run `make deps`))
 
-# DEBUG=1 is the variant `debug`
-override variants = $(strip $(if $(filter-out 0,$(DEBUG)),debug) $(VARIANT))
 override build    = $(PYTHON) -m tools.build
 override options  = --board '$(BOARD)' --kernel '$(KERNEL)' --image '$(IMAGE)' --sources '$(SOURCES)' --out '$(O)'
 # Test reports (JUnit XML)
@@ -66,7 +64,7 @@ list: ## the boards, with what each is
 	@$(build) configure $(options) --board '$*'
 
 kernel: ## the kernel developer's loop: into output/kernel-6.1 (DEBUG=1, VARIANT=, SERIES=none, DROP=)
-	@$(build) kernel $(options) --variant '$(variants)' --drop '$(DROP)' --series '$(or $(SERIES),patched)'
+	@$(build) kernel $(options) --debug '$(DEBUG)' --variant '$(VARIANT)' --drop '$(DROP)' --series '$(SERIES)'
 
 sources-archive: ## all inputs of the Buildroot image in one tar, for SOURCES=archive:<tar>
 	@$(build) sources-archive $(options)
@@ -108,7 +106,7 @@ flash: ## write the image to the board of a labgrid place, read it back, boot it
 	@$(PYTHON) -m tools.lab flash --place '$(PLACE)' --board '$(BOARD)'
 
 lab-test: ## reserve, flash, test and free a board: TAGS='board=orangepi_pc' (PLACES=all: all that are free, at once)
-	@$(PYTHON) -m tools.lab lab-test --tags '$(TAGS)' --board '$(BOARD)' $(if $(filter all,$(PLACES)),--all)
+	@$(PYTHON) -m tools.lab lab-test --tags '$(TAGS)' --board '$(BOARD)' --places '$(PLACES)'
 
 .PHONY: lab-deps
 lab-deps: ## what the tests of the lab need beyond `make deps`: fastboot, an SSH server

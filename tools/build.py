@@ -359,7 +359,12 @@ def do_sources_archive(options: argparse.Namespace) -> None:
 
 def do_kernel(options: argparse.Namespace) -> None:
     """The kernel developer's loop."""
-    variants = words(options.variant)
+    # What another program's variable of that name holds (`false`, `app:*`) is not taken for a request.
+    if options.debug not in ("", "0", "1"):
+        raise UserError(f"unknown DEBUG '{options.debug}': it is 1 for the debug variant, or 0, or unset")
+    if options.series not in ("", "none"):
+        raise UserError(f"unknown SERIES '{options.series}': it is none for the unpatched kernel, or unset")
+    variants = tuple(dict.fromkeys([*(["debug"] if options.debug == "1" else []), *words(options.variant)]))
     unpatched, drop = options.series == "none", words(options.drop)
     if unpatched and drop:
         raise UserError("SERIES=none has no patch to drop: give SERIES=none or DROP, not both")
@@ -412,7 +417,8 @@ def main() -> int:
     common.add_argument("--target", default="", help="one of Buildroot's")
     common.add_argument("--variant", default="", help="debug, nohighmem, or both")
     common.add_argument("--drop", default="", help="numbers of patches to leave out: 0022,0027")
-    common.add_argument("--series", choices=["patched", "none"], default="patched")
+    common.add_argument("--debug", default="", help="1: the variant debug")
+    common.add_argument("--series", default="", help="none: the unpatched kernel")
     commands = parser.add_subparsers(required=True)
     for name, function in {
         "list": do_list,

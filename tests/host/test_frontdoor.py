@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from toyline import ROOT
 
+from tools import build
 from tools.environment import child_environment
 
 
-def make(*words: str, cwd: Path = ROOT, path: str | None = None) -> subprocess.CompletedProcess[str]:
+def make(*words: str, cwd: Path = ROOT, path: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     drop = {"BUILDROOT", "BUILDROOT_URL"}
-    environ = {name: value for name, value in child_environment().items() if name not in drop}
+    environ = {name: value for name, value in child_environment(**variables).items() if name not in drop}
     if path is not None:
         environ["PATH"] = path
     return subprocess.run(
@@ -115,10 +116,26 @@ def test_an_unknown_variant_lists_the_known_ones() -> None:
     )
 
 
-def test_an_unknown_series() -> None:
-    done = make("kernel", "SERIES=some")
-    assert done.returncode != 0
-    assert "invalid choice: 'some'" in done.stderr
+def test_an_unknown_series_is_said() -> None:
+    told = "unknown SERIES 'some': it is none for the unpatched kernel, or unset"
+    assert told in errors(make("kernel", "SERIES=some"))
+
+
+@pytest.mark.parametrize("value", ["false", "no", "2", "app:*", "1 0", " "])
+def test_a_debug_that_is_neither_0_nor_1_is_said_and_builds_nothing(tmp_path: Path, value: str) -> None:
+    done = make("kernel", f"O={tmp_path / 'out'}", DEBUG=value)
+    assert f"unknown DEBUG '{value}': it is 1 for the debug variant, or 0, or unset" in errors(done)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("value", "variants"), [("", ()), ("0", ()), ("1", ("debug",))])
+def test_debug_is_a_variant(monkeypatch: pytest.MonkeyPatch, value: str, variants: tuple[str, ...]) -> None:
+    built: list[build.Product] = []
+    monkeypatch.setattr(build, "build", built.append)
+    monkeypatch.setattr(sys, "argv", ["tools.build", "kernel", "--debug", value])
+    assert build.main() == 0
+    assert built[0].variants == variants
+    assert built[0].out.name == "-".join(["kernel-6.1", *variants])
 
 
 def test_without_a_virtual_environment_make_says_make_deps(tmp_path: Path) -> None:
