@@ -18,7 +18,7 @@ import yaml
 
 from tools import sources
 from tools.boards import Board
-from tools.common import ROOT, UserError, display, end_groups, locked, run, say, sha256, write_whole
+from tools.common import ROOT, UserError, check_path, display, end_groups, locked, run, say, sha256, write_whole
 from tools.environment import child_environment
 from tools.kernel import first_error
 
@@ -29,6 +29,8 @@ ASK_LIMIT = 30
 CLONE_LIMIT = 900
 # What configuration was made of, in the output folder
 STAMP = ".arm-pmem-config.json"
+# What a path of Buildroot's may be made of: it gets into patterns of sed, options of linkers, and names of targets.
+PLAIN = r"[A-Za-z0-9_./+~-]"
 
 
 class NoTree(UserError):
@@ -58,6 +60,7 @@ def find_tree() -> Path:
     named = os.environ.get("BUILDROOT", "")
     if named:
         tree = Path(named).absolute()
+        check_path(tree, "name another tree with BUILDROOT=", PLAIN)
         found = version_of(tree)
         if found != version:
             raise UserError(
@@ -151,6 +154,9 @@ class Build:
 
 def make_build(board: Board, kernel: str, out: Path, wanted_sources: str) -> Build:
     """Finds the tree; a request which cannot be met is an error before anything is touched."""
+    check_path(ROOT, "move this project to a folder with a plain name, or use IMAGE=minimal", PLAIN)
+    check_path(out, "choose another folder with O=, or IMAGE=minimal", PLAIN)
+    check_path(sources.cache_folder(), "name another folder for caches with XDG_CACHE_HOME", PLAIN)
     kind, _, archive = wanted_sources.partition(":")
     if kind == "archive" and archive:
         store, tree = sources.open_archive(Path(archive))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -110,6 +111,13 @@ def end_groups(processes: Iterable[subprocess.Popen[Any]], first: signal.Signals
         for process in left:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=max(0, deadline - time.monotonic()))
+
+
+def check_path(path: Path, fix: str, harmless: str = r"[\w./+~,@-]") -> None:
+    """A folder whose name Kbuild, which quotes no path, would trip over is an error before anything is touched."""
+    odd = " ".join("a space" if one.isspace() else one for one in sorted(set(re.sub(harmless, "", str(path)))))
+    if odd:
+        raise UserError(f"nothing can be built in {path}, because of {odd} in its name: {fix}")
 
 
 def need_tools(names: Iterable[str]) -> None:

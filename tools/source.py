@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.common import OUTPUT, ROOT, UserError, display, locked, run, say, sha256, write_whole
+from tools.common import OUTPUT, ROOT, UserError, check_path, display, locked, run, say, sha256, write_whole
 from tools.environment import child_environment
 
 BRANCH = "arm-pmem"
@@ -197,6 +197,7 @@ class Repository:
 
     def prepare(self, wanted: Series) -> Path:
         """Bring the work tree to base + the series and return its path."""
+        check_path(self.path, "move this project to a folder with a plain name")
         self.unpack()
         applied, head = self._remembered()
         hashes = list(wanted.hashes)

@@ -31,7 +31,7 @@ def errors(done: subprocess.CompletedProcess[str]) -> str:
     """The complaint itself; make adds a line about the recipe that failed. Never a traceback."""
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if not re.match(r"make(\[\d+\])?: \*\*\*", line)]
+    lines = [line for line in done.stderr.splitlines() if not re.match(r"make(\[\d+\])?: \*\*\* \[", line)]
     assert len(lines) == 1, done.stderr
     return lines[0]
 
@@ -163,18 +163,47 @@ def test_a_board_is_remembered_with_its_choices(tmp_path: Path) -> None:
     assert '"image": "minimal"' in (tmp_path / "out/board.json").read_text()
 
 
+def copy_project(project: Path) -> Path:
+    """What `make` needs in another place, without git."""
+    project.mkdir(parents=True)
+    shutil.copy(ROOT / "Makefile", project)
+    for name in ("tools", "board", "br2-external", "patches"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (project / ".venv").symlink_to(ROOT / ".venv")
+    return project
+
+
+@pytest.mark.parametrize("name", ["a b", "a:b", "a'b", "a$b", "a#b", "a%b", 'a"b', "a=b", "a;b", "a(b", "a\\b", "a&b"])
+@pytest.mark.parametrize("command", [["board_defconfig"], ["kernel"]])
+def test_a_folder_which_cannot_be_built_in_is_said_at_once(tmp_path: Path, name: str, command: list[str]) -> None:
+    done = make(*command, f"O={tmp_path / name}")
+    odd = "a space" if " " in name else re.escape(name.strip("ab"))
+    assert re.search(rf"nothing can be built in .*, because of {odd} in its name: choose another folder", errors(done))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a@b", "ä", "a,b"])
+def test_a_folder_which_only_buildroot_cannot_build_in_is_said_by_its_build(tmp_path: Path, name: str) -> None:
+    """Kbuild can: tests/host/test_environment.py."""
+    out = f"O={tmp_path / name}"
+    assert make("board_defconfig", "IMAGE=buildroot", out).returncode == 0
+    assert re.search("nothing can be built in .* choose another folder with O=, or IMAGE=minimal", errors(make(out)))
+    assert [path.name for path in (tmp_path / name).iterdir()] == ["board.json"]
+
+
+def test_a_project_in_such_a_folder_does_what_needs_no_build(tmp_path: Path) -> None:
+    project = copy_project(tmp_path / "a b:c'd$e")
+    assert "QEMU virt" in make("list", cwd=project).stdout
+    told = "because of a space $ ' : in its name: move this project to a folder with a plain name"
+    for command in (["kernel"], ["board_defconfig"], ["kernel", f"O={tmp_path}/out"]):
+        assert told in errors(make(*command, cwd=project))
+    assert not (project / "output").exists() and not (tmp_path / "out").exists()
+
+
 def test_clean_leaves_a_foreign_folder_alone(tmp_path: Path) -> None:
     """`make clean O=$HOME` must not be the end of somebody's home."""
     (tmp_path / "mine").write_text("precious")
-    project = tmp_path / "project"
-    for name in ("Makefile", "tools", "board"):
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, project / name)
-        else:
-            project.mkdir(exist_ok=True)
-            shutil.copy(source, project)
-    (project / ".venv").symlink_to(ROOT / ".venv")
+    project = copy_project(tmp_path / "project")
     assert make("clean", f"O={tmp_path}", cwd=project).returncode == 0
     assert (tmp_path / "mine").read_text() == "precious"
 
