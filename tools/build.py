@@ -64,10 +64,11 @@ def build(product: Product) -> None:
     start = time.monotonic()
     need_tools(TOOLS)
     # Everything that may be wrong with the request, before anything is touched
-    check_folders(product.out)
     patches = series(product.kernel)
     files = fragments.for_kernel(product.board.kernel_fragment, product.kernel, product.variants)
     fragments.read(files)
+    check_path(ROOT, "move this project to a folder with a plain name")
+    check_path(product.out, "choose another folder with O=")
     worktree = ""
     if product.unpatched:
         patches, worktree = NO_SERIES, "unpatched"
@@ -78,11 +79,6 @@ def build(product: Product) -> None:
     with repository.in_use(shared=True), building(product.out):
         build_in(product, repository, source, patches, files)
     budget(product.out, time.monotonic() - start)
-
-
-def check_folders(out: Path) -> None:
-    check_path(ROOT, "move this project to a folder with a plain name")
-    check_path(out, "choose another folder with O=")
 
 
 def building(out: Path) -> AbstractContextManager[None]:
@@ -262,8 +258,9 @@ def do_configure(options: argparse.Namespace) -> None:
     chosen = board(options.board)
     check_image(options.image)
     series(options.kernel)
+    if options.out:
+        check_path(options.out, "choose another folder with O=")
     out = (options.out or OUTPUT / chosen.name).resolve()
-    check_folders(out)
     settings = {
         "board": chosen.name,
         "kernel": options.kernel,

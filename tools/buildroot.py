@@ -154,18 +154,18 @@ class Build:
 
 def make_build(board: Board, kernel: str, out: Path, wanted_sources: str) -> Build:
     """Finds the tree; a request which cannot be met is an error before anything is touched."""
+    kind, _, archive = wanted_sources.partition(":")
+    if not (archive if kind == "archive" else kind in ("debian", "upstream") and not archive):
+        raise UserError(f"unknown SOURCES '{wanted_sources}': it is debian, upstream or archive:<tar>")
     check_path(ROOT, "move this project to a folder with a plain name, or use IMAGE=minimal", PLAIN)
     check_path(out, "choose another folder with O=, or IMAGE=minimal", PLAIN)
     check_path(sources.cache_folder(), "name another folder for caches with XDG_CACHE_HOME", PLAIN)
-    kind, _, archive = wanted_sources.partition(":")
-    if kind == "archive" and archive:
+    if kind == "archive":
         store, tree = sources.open_archive(Path(archive))
         version, _ = pin()
         if version_of(tree) != version:
             raise UserError(f"{archive} holds Buildroot {version_of(tree)}, and this project needs {version}")
         return Build(board, kernel, out, tree, wanted_sources, store)
-    if kind not in ("debian", "upstream") or archive:
-        raise UserError(f"unknown SOURCES '{wanted_sources}': it is debian, upstream or archive:<tar>")
     return Build(board, kernel, out, find_tree(), kind, sources.cache_folder())
 
 

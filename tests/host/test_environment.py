@@ -158,10 +158,12 @@ def test_a_part_of_the_kernel_is_not_built_anew_in_another_environment(
     kernel_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real Kbuild, which keeps the commands that made each file, and repeats what changes."""
-    target = tmp_path / "build/lib/argv_split.o"
+    # All that a path of a kernel build may be made of
+    out = tmp_path / "A-b_c.d,e@f+g~ü"
+    target = out / "lib/argv_split.o"
     for name, value in HOSTILE.items():
         monkeypatch.setenv(name, value)
-    kernel = Kernel(kernel_tree, tmp_path / "build", 1700000000, "-arm-pmem", misses_allowed=True)
+    kernel = Kernel(kernel_tree, out, 1700000000, "-arm-pmem", misses_allowed=True)
     kernel.configure(for_kernel(boards.board("board").kernel_fragment, "6.1", ()))
     for repeated in (False, True):
         kernel._run_make([*kernel._make(), "-j4", "lib/argv_split.o"], "a part")
