@@ -69,7 +69,7 @@ def build(product: Product) -> None:
     fragments.read(files)
     check_path(ROOT, "move this project to a folder with a plain name")
     check_path(product.out, "choose another folder with O=")
-    worktree = ""
+    project, worktree = describe(), ""
     if product.unpatched:
         patches, worktree = NO_SERIES, "unpatched"
     elif product.drop:
@@ -77,7 +77,7 @@ def build(product: Product) -> None:
     repository = Repository(product.kernel, worktree)
     source = repository.prepare(patches)
     with repository.in_use(shared=True), building(product.out):
-        build_in(product, repository, source, patches, files)
+        build_in(product, repository, source, patches, files, project)
     budget(product.out, time.monotonic() - start)
 
 
@@ -86,7 +86,9 @@ def building(out: Path) -> AbstractContextManager[None]:
     return locked(out / ".lock", f"{display(out)} is being built by another make: wait until that has ended")
 
 
-def build_in(product: Product, repository: Repository, source: Path, patches: Series, requests: list[Path]) -> None:
+def build_in(
+    product: Product, repository: Repository, source: Path, patches: Series, requests: list[Path], project: str
+) -> None:
     epoch = repository.epoch()
     kernel = Kernel(
         source=source,
@@ -129,7 +131,7 @@ def build_in(product: Product, repository: Repository, source: Path, patches: Se
     manifest = {
         "board": product.board.name,
         "image": "minimal",
-        "project": describe(),
+        "project": project,
         "kernel": {"line": product.kernel, "release": kernel.release, "variants": product.variants},
         "series": {
             "name": patches.name,
@@ -317,6 +319,8 @@ def build_product(found: buildroot.Build) -> None:
     start = time.monotonic()
     with building(found.out):
         clear_other(found.out, "buildroot")
+        # Said before hours of building, not only at their end.
+        describe()
         buildroot.build_images(found)
     budget(found.out, time.monotonic() - start)
 

@@ -18,9 +18,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from tools import environment
 from tools.environment import child_environment
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = environment.ROOT
 OUTPUT = ROOT / "output"
 CROSS_COMPILE = "arm-linux-gnueabihf-"
 # For what is told to end, in seconds

@@ -9,7 +9,10 @@ a tool which is started by another one; tests/host/test_environment.py checks bo
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 PASSED = frozenset(
     (
         # Who calls, from where, and where temporary files and caches lie
@@ -38,7 +41,18 @@ FIXED = {"LC_ALL": "C.UTF-8", "TZ": "UTC"}
 
 def child_environment(**more: str) -> dict[str, str]:
     """The environment of a program that is started here, with what it needs besides."""
-    return {**{name: value for name, value in os.environ.items() if name in PASSED}, **FIXED, **more}
+    passed = {name: value for name, value in os.environ.items() if name in PASSED}
+    return {**passed, **FIXED, **trusted([ROOT, *ROOT.glob("output/linux-*")]), **more}
+
+
+def trusted(folders: Sequence[Path]) -> dict[str, str]:
+    """For git, which reads no repository of another user's, as a clone is in a container: these.
+
+    Who runs the tools runs what lies in there anyway. It holds for no folder above or beside them.
+    """
+    pairs = {f"GIT_CONFIG_KEY_{number}": "safe.directory" for number in range(len(folders))}
+    pairs |= {f"GIT_CONFIG_VALUE_{number}": str(folder) for number, folder in enumerate(folders)}
+    return {"GIT_CONFIG_COUNT": str(len(folders)), **pairs}
 
 
 def lab_environment(**more: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.boards import Board, board
-from tools.common import ROOT, UserError, display, entry, run, sha256, write_whole
+from tools.common import ROOT, UserError, display, entry, run, say, sha256, write_whole
 from tools.source import Series, series
 
 RELEASE = "etc/arm-pmem-release"
@@ -59,10 +59,13 @@ def applied(config: dict[str, str]) -> Series:
 
 
 def describe() -> str:
-    """Which state of this project made the image; outside git there is none."""
+    """Which state of this project made the image, in the same words in any clone; outside git there is none."""
+    if not (ROOT / ".git").exists():
+        return "unknown"
     try:
-        return run(["git", "describe", "--always", "--dirty"], cwd=ROOT, what="git").strip()
-    except UserError:
+        return run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, what="git").strip()
+    except UserError as error:
+        say(f"note: the manifest will call this project's state unknown: {error}")
         return "unknown"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 from toyline import ROOT, Line
 
-from tools import boards, buildroot, environment
-from tools.common import bounded, run
+from tools import boards, buildroot, environment, product
+from tools.common import UserError, bounded, run
 from tools.environment import child_environment, lab_environment
 from tools.fragments import for_kernel
 from tools.kernel import Kernel
@@ -39,6 +40,8 @@ HOSTILE = dict(
         DEBUG=1 BOARD=raspi0 KERNEL=6.12 SERIES=none
     """)
 )
+# How git is told which repositories it may read
+OF_GIT = {"GIT_CONFIG_COUNT", *(f"GIT_CONFIG_{kind}_{number}" for kind in ("KEY", "VALUE") for number in range(9))}
 # What Buildroot tells the scripts which it calls
 OF_BUILDROOT = {"BR2_VERSION", "SOURCE_DATE_EPOCH"}
 
@@ -59,7 +62,7 @@ def assignments(listed: str) -> dict[str, str]:
 @pytest.mark.usefixtures("hostile")
 def test_a_short_command_sees_what_is_listed_and_nothing_else() -> None:
     seen = assignments(run(["env", "-0"], what="env", env={"MORE": "1"}))
-    assert seen.keys() <= environment.PASSED | environment.FIXED.keys() | {"MORE"}
+    assert seen.keys() <= environment.PASSED | environment.FIXED.keys() | OF_GIT | {"MORE"}
     assert (seen["LC_ALL"], seen["TZ"], seen["PATH"], seen["MORE"]) == ("C.UTF-8", "UTC", os.environ["PATH"], "1")
 
 
@@ -87,7 +90,7 @@ def test_buildroots_make_sees_the_hosts_own_programs_and_the_date_of_its_release
     assert (seen["SOURCE_DATE_EPOCH"], seen["PATH"]) == ("1781643700", "/usr/bin:/bin:/usr/sbin:/sbin")
     of_make = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MAKE_TERMERR", "MAKE_TERMOUT"}
     of_command = {"BR2_EXTERNAL", "BR2_VERSION", "O", "PWD", "SHLVL", "OLDPWD", "_", "SOURCE_DATE_EPOCH"}
-    assert seen.keys() <= environment.PASSED | environment.FIXED.keys() | of_make | of_command
+    assert seen.keys() <= environment.PASSED | environment.FIXED.keys() | OF_GIT | of_make | of_command
 
 
 # --- no way around it --------------------------------------------------------------------------
@@ -186,6 +189,53 @@ def test_a_series_gives_the_same_commits(line: Line, tmp_path: Path, monkeypatch
     (line.root / "output").rename(tmp_path / "hostile")
     line.repository.prepare(line.series())
     assert line.repository.git("rev-parse", "HEAD") == head
+
+
+# --- a clone of another user's ------------------------------------------------------------------
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository in the place of this project, which git takes for somebody else's."""
+    folder = tmp_path / "clone"
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@localhost"]
+    (folder / "inside").mkdir(parents=True)
+    for words in (["init", "--quiet"], ["commit", "--quiet", "--allow-empty", "-m", "one"], ["tag", "v1"]):
+        subprocess.run([*git, *words], cwd=folder, check=True, timeout=30)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.setattr(environment, "PASSED", environment.PASSED | {"GIT_TEST_ASSUME_DIFFERENT_OWNER"})
+    monkeypatch.setattr(environment, "ROOT", folder)
+    monkeypatch.setattr(product, "ROOT", folder)
+    return folder
+
+
+def test_the_state_of_a_clone_of_another_user_is_known(clone: Path) -> None:
+    assert product.describe() == run(["git", "rev-parse", "--short=12", "HEAD"], cwd=clone, what="git").strip()
+
+
+def test_a_repository_around_or_beside_the_project_stays_anothers(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "ROOT", clone / "inside")
+    with pytest.raises(UserError, match="dubious ownership"):
+        run(["git", "status"], cwd=clone / "inside", what="git")
+
+
+def test_a_clone_that_git_cannot_read_is_said(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a work tree is whose repository is not in the container."""
+    (clone / ".git/HEAD").unlink()
+    assert product.describe() == "unknown"
+    assert re.fullmatch(
+        "note: the manifest will call .* unknown: git: .*not a git repository.*\n", capsys.readouterr().out
+    )
+
+
+def test_a_project_without_git_has_no_state(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even that of a repository around it."""
+    monkeypatch.setattr(product, "ROOT", clone / "inside")
+    assert (product.describe(), capsys.readouterr().out) == ("unknown", "")
 
 
 # --- the Makefile ------------------------------------------------------------------------------
