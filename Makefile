@@ -14,21 +14,31 @@ O      ?=
 # Read by tools/buildroot.py: a tree of Buildroot, or a repository to clone it from
 export BUILDROOT BUILDROOT_URL
 
-VENV   := .venv/bin
-# Only what needs the virtual environment complains when there is none.
-PYTHON  = $(if $(wildcard $(VENV)/python),$(VENV)/python,$(error there is no .venv yet: run `make deps`))
+# What would change Python or a shell itself; of all else tools/environment.py chooses what its children see.
+unexport BASH_ENV CDPATH ENV $(filter PYTHON%,$(.VARIABLES))
 
-# DEBUG=1 is the variant `debug`
-variants = $(strip $(if $(filter-out 0,$(DEBUG)),debug) $(VARIANT))
-build    = $(PYTHON) -m tools.build
-options  = --board '$(BOARD)' --kernel '$(KERNEL)' --image '$(IMAGE)' --sources '$(SOURCES)' --out '$(O)'
+# `override`: make's -e, in somebody's MAKEFLAGS, would let a variable of the environment go first.
+override VENV := .venv/bin
+# Only what needs the virtual environment complains when there is none.
+override PYTHON = $(if $(wildcard $(VENV)/python),$(VENV)/python -u,$(error there is no .venv yet: run `make deps`))
+
+# What make's own rules cannot hold; tools/build.py says the same of what Kbuild and Buildroot cannot.
+override odd := : % $$ \# \ ' * ? [ ;
+override odd := $(or $(strip $(foreach one,$(odd),$(findstring $(one),$(value O)))),$(if $(word 2,x$(value O)x),a space))
+$(if $(odd),$(error nothing can be built in '$(value O)', because of $(odd) in its name: choose another folder with O=))
+
+# A word for the shell, whatever it holds
+override q        = '$(subst ','\'',$(1))'
+override build    = $(PYTHON) -m tools.build
+override options  = --board $(call q,$(BOARD)) --kernel $(call q,$(KERNEL)) --image $(call q,$(IMAGE)) \
+	--sources $(call q,$(SOURCES)) --out $(call q,$(O))
 # Test reports (JUnit XML)
-reports := output/test
-unpatched = output/kernel-$(or $(KERNEL),6.1)-unpatched/images
-patched   = output/$(if $(KERNEL),kernel-$(KERNEL),board)/images
-images   = $(or $(LG_BUILDDIR),$(if $(O),$(O)/images,output/board/images))
+override reports := output/test
+override unpatched = output/kernel-$(or $(KERNEL),6.1)-unpatched/images
+override patched   = output/$(if $(KERNEL),kernel-$(KERNEL),board)/images
+override images   = $(or $(LG_BUILDDIR),$(if $(O),$(O)/images,output/board/images))
 # Images that the user names are the user's; the default ones are built when they are not there.
-needed   = $(if $(LG_BUILDDIR),,$(images)/manifest.json)
+override needed   = $(if $(LG_BUILDDIR),,$(images)/manifest.json)
 
 .DEFAULT_GOAL := all
 .PHONY: all help deps list kernel sources-archive test test-host test-board test-regression check clean distclean
@@ -62,7 +72,8 @@ list: ## the boards, with what each is
 	@$(build) configure $(options) --board '$*'
 
 kernel: ## the kernel developer's loop: into output/kernel-6.1 (DEBUG=1, VARIANT=, SERIES=none, DROP=)
-	@$(build) kernel $(options) --variant '$(variants)' --drop '$(DROP)' --series '$(or $(SERIES),patched)'
+	@$(build) kernel $(options) --debug $(call q,$(DEBUG)) --variant $(call q,$(VARIANT)) \
+		--drop $(call q,$(DROP)) --series $(call q,$(SERIES))
 
 sources-archive: ## all inputs of the Buildroot image in one tar, for SOURCES=archive:<tar>
 	@$(build) sources-archive $(options)
@@ -83,7 +94,7 @@ repro-check: ## build the same commit twice, in two folders, and compare the ima
 test: ## all tests; builds the image first if there is none (PLACE=<labgrid place>: the board tests there)
 
 test-host: ## the tests that need no board
-	@LG_BUILDDIR='$(images)' $(PYTHON) -m pytest tests/host $(wildcard tests/lab) --junitxml=$(reports)/host.xml
+	@LG_BUILDDIR=$(call q,$(images)) $(PYTHON) -m pytest tests/host $(wildcard tests/lab) --junitxml=$(reports)/host.xml
 
 # With PLACE= it is a board behind a labgrid coordinator, which is not flashed first.
 ifneq ($(PLACE),)
@@ -94,9 +105,9 @@ test: $(needed) test-host test-board
 endif
 
 test-board: $(needed) ## the tests on the board, with the image in output/board/images
-	@LG_BUILDDIR='$(images)' $(PYTHON) -m pytest --lg-env arm-pmem.yaml tests/board --junitxml=$(reports)/$(notdir $(patsubst %/images,%,$(images))).xml
+	@LG_BUILDDIR=$(call q,$(images)) $(PYTHON) -m pytest --lg-env arm-pmem.yaml tests/board --junitxml=$(call q,$(reports)/$(notdir $(patsubst %/images,%,$(images))).xml)
 
-$(addsuffix /manifest.json,$(sort $(images) output/board/images)):
+$(addsuffix /manifest.json,$(sort $(if $(LG_BUILDDIR),,$(images)) output/board/images)):
 	@test -e $(dir $(@D))board.json || $(MAKE) $(or $(BOARD),board)_defconfig
 	@$(MAKE) all BOARD=$(or $(BOARD),board)
 
@@ -104,7 +115,7 @@ flash: ## write the image to the board of a labgrid place, read it back, boot it
 	@$(PYTHON) -m tools.lab flash --place '$(PLACE)' --board '$(BOARD)'
 
 lab-test: ## reserve, flash, test and free a board: TAGS='board=orangepi_pc' (PLACES=all: all that are free, at once)
-	@$(PYTHON) -m tools.lab lab-test --tags '$(TAGS)' --board '$(BOARD)' $(if $(filter all,$(PLACES)),--all)
+	@$(PYTHON) -m tools.lab lab-test --tags '$(TAGS)' --board '$(BOARD)' --places '$(PLACES)'
 
 .PHONY: lab-deps
 lab-deps: ## what the tests of the lab need beyond `make deps`: fastboot, an SSH server
@@ -122,10 +133,10 @@ rack-stop: ## end it; nothing is left running
 
 .PHONY: powercut soak
 powercut: $(needed) ## power cuts at random moments under random writers: CYCLES=100
-	@LG_BUILDDIR='$(images)' $(PYTHON) -m pytest --lg-env $(or $(LG_ENV),arm-pmem.yaml) tests/board/test_powercut.py --cycles $(or $(CYCLES),100)
+	@LG_BUILDDIR=$(call q,$(images)) $(PYTHON) -m pytest --lg-env $(or $(LG_ENV),arm-pmem.yaml) tests/board/test_powercut.py --cycles $(or $(CYCLES),100)
 
 soak: $(needed) ## everything at once, with little memory and processors that come and go: MINUTES=60
-	@LG_BUILDDIR='$(images)' $(PYTHON) -m pytest --lg-env $(or $(LG_ENV),arm-pmem.yaml) tests/board/test_soak.py --minutes $(or $(MINUTES),60)
+	@LG_BUILDDIR=$(call q,$(images)) $(PYTHON) -m pytest --lg-env $(or $(LG_ENV),arm-pmem.yaml) tests/board/test_soak.py --minutes $(or $(MINUTES),60)
 
 .PHONY: matrix
 matrix: ## all lanes of tests/matrix.yaml, built and tested: hours; goes on where it was stopped (LANES='6.12-*')

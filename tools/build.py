@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from tools.common import (
     ROOT,
     UserError,
     cache_folder,
+    check_path,
     copy_whole,
     display,
     entry,
@@ -70,7 +70,9 @@ def build(product: Product) -> None:
         raise UserError(f"there are no patches for Linux {product.kernel} yet: SERIES=none builds it without")
     files = fragments.for_kernel(product.board.kernel_fragment, product.kernel, product.variants)
     fragments.read(files)
-    worktree = ""
+    check_path(ROOT, "move this project to a folder with a plain name")
+    check_path(product.out, "choose another folder with O=")
+    project, worktree = describe(), ""
     if product.unpatched:
         patches, worktree = NO_SERIES, "unpatched"
     elif product.drop:
@@ -78,7 +80,7 @@ def build(product: Product) -> None:
     repository = Repository(product.kernel, worktree)
     source = repository.prepare(patches)
     with repository.in_use(shared=True), building(product.out):
-        build_in(product, repository, source, patches, files)
+        build_in(product, repository, source, patches, files, project)
     budget(product.out, time.monotonic() - start)
 
 
@@ -87,8 +89,10 @@ def building(out: Path) -> AbstractContextManager[None]:
     return locked(out / ".lock", f"{display(out)} is being built by another make: wait until that has ended")
 
 
-def build_in(product: Product, repository: Repository, source: Path, patches: Series, requests: list[Path]) -> None:
-    epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or repository.epoch())
+def build_in(
+    product: Product, repository: Repository, source: Path, patches: Series, requests: list[Path], project: str
+) -> None:
+    epoch = repository.epoch()
     kernel = Kernel(
         source=source,
         build=product.out / "linux",
@@ -130,7 +134,7 @@ def build_in(product: Product, repository: Repository, source: Path, patches: Se
     manifest = {
         "board": product.board.name,
         "image": "minimal",
-        "project": describe(),
+        "project": project,
         "kernel": {"line": product.kernel, "release": kernel.release, "variants": product.variants},
         "series": {
             "name": patches.name,
@@ -188,7 +192,6 @@ def target_programs(product: Product, arch: rootfs.Arch) -> dict[str, Path]:
             f"CROSS_COMPILE={arch.cross}",
             f"O={folder}",
         ],
-        env={"MAKEFLAGS": "", "MAKELEVEL": ""},
         what="tests/daxprobe does not build",
     )
     return {"usr/bin/daxprobe": folder / "daxprobe"}
@@ -260,6 +263,8 @@ def do_configure(options: argparse.Namespace) -> None:
     chosen = board(options.board)
     check_image(options.image)
     series(options.kernel)
+    if options.out:
+        check_path(options.out, "choose another folder with O=")
     out = (options.out or OUTPUT / chosen.name).resolve()
     settings = {
         "board": chosen.name,
@@ -317,6 +322,8 @@ def build_product(found: buildroot.Build) -> None:
     start = time.monotonic()
     with building(found.out):
         clear_other(found.out, "buildroot")
+        # Said before hours of building, not only at their end.
+        describe()
         buildroot.build_images(found)
     budget(found.out, time.monotonic() - start)
 
@@ -364,7 +371,12 @@ def do_sources_archive(options: argparse.Namespace) -> None:
 
 def do_kernel(options: argparse.Namespace) -> None:
     """The kernel developer's loop."""
-    variants = words(options.variant)
+    # What another program's variable of that name holds (`false`, `app:*`) is not taken for a request.
+    if options.debug not in ("", "0", "1"):
+        raise UserError(f"unknown DEBUG '{options.debug}': it is 1 for the debug variant, or 0, or unset")
+    if options.series not in ("", "none"):
+        raise UserError(f"unknown SERIES '{options.series}': it is none for the unpatched kernel, or unset")
+    variants = tuple(dict.fromkeys([*(["debug"] if options.debug == "1" else []), *words(options.variant)]))
     unpatched, drop = options.series == "none", words(options.drop)
     if unpatched and drop:
         raise UserError("SERIES=none has no patch to drop: give SERIES=none or DROP, not both")
@@ -417,7 +429,8 @@ def main() -> int:
     common.add_argument("--target", default="", help="one of Buildroot's")
     common.add_argument("--variant", default="", help="debug, nohighmem, or both")
     common.add_argument("--drop", default="", help="numbers of patches to leave out: 0022,0027")
-    common.add_argument("--series", choices=["patched", "none"], default="patched")
+    common.add_argument("--debug", default="", help="1: the variant debug")
+    common.add_argument("--series", default="", help="none: the unpatched kernel")
     commands = parser.add_subparsers(required=True)
     for name, function in {
         "list": do_list,

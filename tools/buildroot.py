@@ -18,7 +18,20 @@ import yaml
 
 from tools import sources
 from tools.boards import Board
-from tools.common import ROOT, UserError, cache_folder, display, end_groups, locked, run, say, sha256, write_whole
+from tools.common import (
+    ROOT,
+    UserError,
+    cache_folder,
+    check_path,
+    display,
+    end_groups,
+    locked,
+    run,
+    say,
+    sha256,
+    write_whole,
+)
+from tools.environment import child_environment
 from tools.kernel import first_error
 
 EXTERNAL = ROOT / "br2-external"
@@ -28,10 +41,8 @@ ASK_LIMIT = 30
 CLONE_LIMIT = 900
 # What configuration was made of, in the output folder
 STAMP = ".arm-pmem-config.json"
-# What a Makefile or a shell of the caller's would change in Buildroot's own
-FOREIGN = re.compile(
-    r"(MAKEFLAGS|MFLAGS|MAKELEVEL|MAKEOVERRIDES|O|BOARD|KERNEL|IMAGE|SOURCES|SERIES|DEBUG|VARIANT|DROP)$"
-)
+# What a path of Buildroot's may be made of: it gets into patterns of sed, options of linkers, and names of targets.
+PLAIN = r"[A-Za-z0-9_./+~-]"
 
 
 class NoTree(UserError):
@@ -61,6 +72,7 @@ def find_tree() -> Path:
     named = os.environ.get("BUILDROOT", "")
     if named:
         tree = Path(named).absolute()
+        check_path(tree, "name another tree with BUILDROOT=", PLAIN)
         found = version_of(tree)
         if found != version:
             raise UserError(
@@ -81,7 +93,7 @@ def clone(url: str, version: str, tree: Path) -> None:
     if os.path.isdir(url):
         # git copies a whole local repository, unless it is asked as a server
         url = f"file://{os.path.abspath(url)}"
-    environment = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    environment = {"GIT_TERMINAL_PROMPT": "0"}
     mend = "name one with BUILDROOT_URL=<repository> or BUILDROOT=<tree>, or use IMAGE=minimal"
     try:
         listed = run(
@@ -145,24 +157,27 @@ class Build:
         return ["make", f"--directory={self.tree}", f"O={self.out}", f"BR2_EXTERNAL={EXTERNAL}", *words]
 
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
         # The host's own programs, and not those of a .venv or of somebody's home.
-        kept["PATH"] = "/usr/bin:/bin:/usr/sbin:/sbin"
-        kept.pop("LD_LIBRARY_PATH", None)
-        return kept
+        kept = child_environment(PATH="/usr/bin:/bin:/usr/sbin:/sbin")
+        # Buildroot itself would ask git, and an unpacked tree may lie in a repository of somebody's.
+        epoch = re.search(r"(?m)^BR2_VERSION_EPOCH = (\d+)$", (self.tree / "Makefile").read_text())
+        return kept | ({"SOURCE_DATE_EPOCH": epoch[1]} if epoch else {})
 
 
 def make_build(board: Board, kernel: str, out: Path, wanted_sources: str) -> Build:
     """Finds the tree; a request which cannot be met is an error before anything is touched."""
     kind, _, archive = wanted_sources.partition(":")
-    if kind == "archive" and archive:
+    if not (archive if kind == "archive" else kind in ("debian", "upstream") and not archive):
+        raise UserError(f"unknown SOURCES '{wanted_sources}': it is debian, upstream or archive:<tar>")
+    check_path(ROOT, "move this project to a folder with a plain name, or use IMAGE=minimal", PLAIN)
+    check_path(out, "choose another folder with O=, or IMAGE=minimal", PLAIN)
+    check_path(cache_folder(), "name another folder for caches with XDG_CACHE_HOME", PLAIN)
+    if kind == "archive":
         store, tree = sources.open_archive(Path(archive))
         version, _ = pin()
         if version_of(tree) != version:
             raise UserError(f"{archive} holds Buildroot {version_of(tree)}, and this project needs {version}")
         return Build(board, kernel, out, tree, wanted_sources, store)
-    if kind not in ("debian", "upstream") or archive:
-        raise UserError(f"unknown SOURCES '{wanted_sources}': it is debian, upstream or archive:<tar>")
     return Build(board, kernel, out, find_tree(), kind, cache_folder())
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from tools import buildroot, fragments, matrix, sources
 from tools.boards import board, boards, products
 from tools.common import OUTPUT, ROOT, UserError, display, entry, need_tools, run, say, sha256, write_whole
+from tools.environment import child_environment
 from tools.kernel import Kernel
 from tools.source import BASE, GIT, IDENTITY, Repository, Series, git_am, kernel_lines, series
 
@@ -38,7 +39,7 @@ def linter(*words: str | Path, cwd: Path = ROOT, env: dict[str, str]) -> str | N
     done = subprocess.run(
         words,
         cwd=cwd,
-        env={**os.environ, **env},
+        env=child_environment(**env),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -150,11 +151,19 @@ def check_patches() -> None:
                     archive = subprocess.run(
                         [*GIT, "archive", BASE, "--", *present],
                         cwd=repository.path,
+                        env=child_environment(),
                         stdout=subprocess.PIPE,
                         timeout=60,
                         check=True,
                     )
-                    subprocess.run(["tar", "xf", "-"], cwd=tree, input=archive.stdout, timeout=60, check=True)
+                    subprocess.run(
+                        ["tar", "xf", "-"],
+                        cwd=tree,
+                        env=child_environment(),
+                        input=archive.stdout,
+                        timeout=60,
+                        check=True,
+                    )
                 apply(tree, repository, patches)
 
 
@@ -163,6 +172,7 @@ def apply_by_patch(tree: Path, repository: Repository, patches: Series) -> None:
         done = subprocess.run(
             ["patch", "-p1", "-F0", "--batch", "--no-backup-if-mismatch", "-i", patch],
             cwd=tree,
+            env=child_environment(),
             capture_output=True,
             text=True,
             timeout=60,
@@ -178,7 +188,7 @@ def apply_by_patch(tree: Path, repository: Repository, patches: Series) -> None:
 
 
 def apply_by_git(tree: Path, repository: Repository, patches: Series) -> None:
-    environment = {**os.environ, **IDENTITY}
+    environment = child_environment(**IDENTITY)
     for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--allow-empty", "-m", BASE]):
         subprocess.run([*GIT, *words], cwd=tree, env=environment, timeout=60, check=True)
     for patch in patches.patches:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from tools import environment
+from tools.environment import child_environment
+
+ROOT = environment.ROOT
 OUTPUT = ROOT / "output"
 CROSS_COMPILE = "arm-linux-gnueabihf-"
 # For what is told to end, in seconds
@@ -69,7 +73,7 @@ def bounded(
     limit: float,
     *,
     cwd: Path = ROOT,
-    env: Mapping[str, str],
+    env: Mapping[str, str] | None = None,
     output: IO[str] | None = None,
 ) -> int | None:
     """A command's exit status, or None when it had to be ended, with all that it started; limit in seconds.
@@ -79,7 +83,7 @@ def bounded(
     process = subprocess.Popen(
         command,
         cwd=cwd,
-        env=env,
+        env=child_environment() if env is None else env,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT if output else None,
@@ -116,6 +120,13 @@ def cache_folder() -> Path:
     return Path(base) / "arm-pmem"
 
 
+def check_path(path: Path, fix: str, harmless: str = r"[\w./+~,@-]") -> None:
+    """A folder whose name Kbuild, which quotes no path, would trip over is an error before anything is touched."""
+    odd = " ".join("a space" if one.isspace() else one for one in sorted(set(re.sub(harmless, "", str(path)))))
+    if odd:
+        raise UserError(f"nothing can be built in {path}, because of {odd} in its name: {fix}")
+
+
 def need_tools(names: Iterable[str]) -> None:
     missing = [name for name in names if shutil.which(name) is None]
     if missing:
@@ -134,13 +145,13 @@ def run(
 ) -> str:
     """Run a short command and return its standard output; its failure is an error for the user.
 
-    `env` adds to our own environment, `environment` takes its place.
+    `env` adds to what every child sees (tools/environment.py), `environment` takes its place.
     """
     try:
         done = subprocess.run(
             command,
             cwd=cwd,
-            env={**(os.environ if environment is None else environment), **(env or {})},
+            env={**(child_environment() if environment is None else environment), **(env or {})},
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.common import UserError, run
+from tools.environment import child_environment
 
 # The release whose packages the minimal image and Buildroot's toolchain are made of
 SUITE = "bookworm"
@@ -112,7 +113,8 @@ def installed(package: str) -> str:
 def newer(version: str, other: str) -> bool:
     """Whether a package version comes after another one; each comes after ''."""
     command = ["dpkg", "--compare-versions", version, "gt", other]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, timeout=30, check=False).returncode == 0
+    environment = child_environment()
+    return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, timeout=30, check=False).returncode == 0
 
 
 def private_apt(folder: Path, sources: Sequence[Archive], architectures: Sequence[str] = ()) -> dict[str, str]:
@@ -141,7 +143,7 @@ def private_apt(folder: Path, sources: Sequence[Archive], architectures: Sequenc
     names = dict.fromkeys([native, *architectures])
     text += "APT::Architectures { " + " ".join(f'"{name}";' for name in names) + " };\n"
     (folder / "apt.conf").write_text(text)
-    return {"APT_CONFIG": str(folder / "apt.conf"), "LC_ALL": "C"}
+    return {"APT_CONFIG": str(folder / "apt.conf")}
 
 
 def download(packages: Sequence[str], folder: Path) -> list[Path]:
@@ -201,7 +203,7 @@ def unpack(package: Path, folder: Path) -> None:
     """The files of a .deb, without installing it."""
     done = subprocess.run(
         ["dpkg-deb", "--extract", package, folder],
-        env={**os.environ, "LC_ALL": "C"},
+        env=child_environment(),
         capture_output=True,
         text=True,
         timeout=120,

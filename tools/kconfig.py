@@ -19,6 +19,7 @@ import kconfiglib
 from kconfiglib import AND, NOT, OR, Choice, Symbol, expr_str, expr_value, split_expr
 
 from tools.common import OUTPUT, UserError, display, entry
+from tools.environment import child_environment
 from tools.fragments import Request, parse_line
 from tools.source import kernel_lines
 
@@ -57,8 +58,10 @@ class LinuxKconfig(kconfiglib.Kconfig):  # type: ignore[misc]
 
 @contextmanager
 def environment(values: dict[str, str]) -> Iterator[None]:
-    saved = dict(os.environ)
-    os.environ.update(values)
+    """What kconfiglib, and the programs which Kconfig files start, see."""
+    saved, seen = dict(os.environ), child_environment(**values)
+    os.environ.clear()
+    os.environ.update(seen)
     try:
         yield
     finally:
@@ -103,7 +106,6 @@ def load(tree: Path, arch: str, config: Path | None = None) -> LinuxKconfig:
         "BINDGEN": "bindgen",
         "PAHOLE": "pahole",
         "KERNELVERSION": kernel_version(tree) if (tree / "Makefile").exists() else "",
-        "LC_ALL": "C",
     }
     with environment(variables):
         try:

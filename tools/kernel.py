@@ -16,14 +16,9 @@ from pathlib import Path
 
 from tools import fragments, kconfig
 from tools.common import CROSS_COMPILE, UserError, display, run, say, sha256, write_whole
+from tools.environment import child_environment
 
 ARCH = "arm"
-
-
-def caller_free_environment() -> dict[str, str]:
-    """Ours, without what the Makefile which called us would leak of its variables (O=, KERNEL=, …) into the kernel's make."""
-    drop = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "O", "KERNEL", "DEBUG", "ARCH"}
-    return {name: value for name, value in os.environ.items() if name not in drop}
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ class Kernel:
         ]
 
     def _environment(self) -> dict[str, str]:
-        return {**caller_free_environment(), "SOURCE_DATE_EPOCH": str(self.epoch), "LC_ALL": "C"}
+        return child_environment(SOURCE_DATE_EPOCH=str(self.epoch))
 
     @property
     def config(self) -> Path:

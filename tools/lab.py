@@ -27,6 +27,7 @@ from tools import coordinator, runs
 from tools.boards import board as known_board
 from tools.common import OUTPUT, ROOT, UserError, display, entry, say
 from tools.coordinator import Session
+from tools.environment import lab_environment
 
 LABGRID = ROOT / "labgrid"
 # In seconds; LG_TIMEOUT_SCALE makes what happens on a board longer.
@@ -54,8 +55,7 @@ class Job:
     tags: Mapping[str, str]
 
     def variables(self, where: str) -> dict[str, str]:
-        return {
-            **os.environ,
+        own = {
             "LG_PLACE": self.place,
             "LG_ENV": str(self.environment),
             "LG_COORDINATOR": where,
@@ -65,6 +65,7 @@ class Job:
             # Tags may say what this piece of hardware cannot do.
             **{name: "none" for tag, names in LACKS.items() if self.tags.get(tag) == "no" for name in names},
         }
+        return lab_environment(**own)
 
 
 def scale() -> float:
@@ -302,7 +303,9 @@ async def in_session(options: argparse.Namespace, logs: Path) -> int:
         if options.action == "lab-test":
             if not options.tags:
                 raise UserError("which boards? add TAGS='board=…', as `labgrid-client places` and `show` have them")
-            if options.all:
+            if options.places not in ("", "all"):
+                raise UserError(f"unknown PLACES '{options.places}': it is all, for all that are free, or unset")
+            if options.places:
                 return await lab_test_all(session, options.tags, options.board, logs, options.arguments)
             return await lab_test(session, options.tags, options.board, logs, options.arguments, options.wait)
         if not options.place:
@@ -325,7 +328,7 @@ def main() -> int:
     parser.add_argument("--place", default="")
     parser.add_argument("--board", default="")
     parser.add_argument("--tags", default="")
-    parser.add_argument("--all", action="store_true", help="all free places that match, at once")
+    parser.add_argument("--places", default="", help="all: all free places that match, at once")
     parser.add_argument("--wait", type=float, default=WAIT, help="how long a reservation may wait, in seconds")
     parser.add_argument("arguments", nargs="*", help="pytest's, instead of tests/board")
     options = parser.parse_intermixed_args()

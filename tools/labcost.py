@@ -25,7 +25,8 @@ from pathlib import Path
 import psutil
 
 from tools import rack
-from tools.common import OUTPUT, ROOT, UserError, display, end_groups, entry, say, write_whole
+from tools.common import OUTPUT, ROOT, UserError, display, end_groups, entry, run, say, write_whole
+from tools.environment import child_environment, lab_environment
 from tools.regression import read_report
 
 FOLDER = OUTPUT / "lab-cost"
@@ -118,22 +119,22 @@ def bare(count: int, tests: Sequence[str], folder: Path) -> Cost:
     for number in range(1, count + 1):
         own = folder / f"bare-{number}"
         own.mkdir()
-        subprocess.run(["cp", "--sparse=always", images / "sdcard.img", own / "blank"], check=True, timeout=60)
+        run(["cp", "--sparse=always", images / "sdcard.img", own / "blank"], what="the copy of a disk", timeout=60)
         reports.append(own / "junit.xml")
         variables = {"LG_BUILDDIR": images, "LG_RACK_FOLDER": own, "LG_RACK_FIRMWARE": rack.firmware_of(BOARD)}
         commands.append(
             ["env", *(f"{key}={value}" for key, value in variables.items()), sys.executable, "-m", "pytest"]
             + ["--lg-env", str(environment), *tests, f"--junitxml={reports[-1]}"]
         )
-    processor, clock = together(commands, folder, dict(os.environ))
+    processor, clock = together(commands, folder, lab_environment())
     return Cost(processor, clock, tuple(map(passed, reports)))
 
 
 def through_rack(count: int, tests: Sequence[str], folder: Path) -> Cost:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("LG_")}
-    environ |= {"LG_COORDINATOR": address, "LG_TIMEOUT_SCALE": os.environ.get("LG_TIMEOUT_SCALE", "1")}
+    scale = os.environ.get("LG_TIMEOUT_SCALE", "1")
+    environ = child_environment(LG_COORDINATOR=address, LG_TIMEOUT_SCALE=scale)
     own = folder / "rack"
     own.mkdir(exist_ok=True)
     rack.start(own, [BOARD] * count, address, None)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ from pathlib import Path
 import yaml
 
 from tools.common import OUTPUT, ROOT, UserError, bounded, display, entry, say, sha256, write_whole
+from tools.environment import lab_environment
 from tools.regression import read_report
 
 LANES = ROOT / "tests/matrix.yaml"
@@ -86,7 +86,7 @@ def lanes(file: Path = LANES, pattern: str = "*") -> list[Lane]:
 def follow(command: Sequence[str], log: Path, limit: float, **environment: str) -> int | None:
     """A command as `bounded` runs it, with its output in a log."""
     with log.open("w") as stream:
-        return bounded(command, limit, env={**os.environ, **environment}, output=stream)
+        return bounded(command, limit, env=lab_environment(**environment), output=stream)
 
 
 def run(lane: Lane) -> Result:
@@ -94,8 +94,7 @@ def run(lane: Lane) -> Result:
     lane.out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tools.build", "kernel", "--out", str(lane.out), "--kernel", lane.kernel]
     command += ["--board", lane.board, "--variant", " ".join(lane.variants)]
-    # An empty environment variable is none for the Makefile; here nothing of a caller's counts.
-    status = follow(command, lane.out / "build.log", BUILD_LIMIT, MAKEFLAGS="", MAKELEVEL="")
+    status = follow(command, lane.out / "build.log", BUILD_LIMIT)
     if status != 0:
         return Result("not built", {}, time.monotonic() - start)
     known = load(lane)

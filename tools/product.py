@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.boards import Board, board
-from tools.common import ROOT, UserError, display, entry, run, sha256, write_whole
+from tools.common import ROOT, UserError, display, entry, run, say, sha256, write_whole
 from tools.source import Series, series
 
 RELEASE = "etc/arm-pmem-release"
@@ -29,6 +29,11 @@ def environment(name: str) -> Path:
     if not value:
         raise UserError(f"{name} is not set: this program is called by Buildroot (BR2_ROOTFS_POST_*_SCRIPT)")
     return Path(value)
+
+
+def source_date_epoch() -> int:
+    """What Buildroot says (tools/buildroot.py: of its release); 0 where its configuration has no BR2_REPRODUCIBLE."""
+    return int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
 
 
 def buildroot_config() -> dict[str, str]:
@@ -54,10 +59,13 @@ def applied(config: dict[str, str]) -> Series:
 
 
 def describe() -> str:
-    """Which state of this project made the image; outside git there is none."""
+    """Which state of this project made the image, in the same words in any clone; outside git there is none."""
+    if not (ROOT / ".git").exists():
+        return "unknown"
     try:
-        return run(["git", "describe", "--always", "--dirty"], cwd=ROOT, what="git").strip()
-    except UserError:
+        return run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, what="git").strip()
+    except UserError as error:
+        say(f"note: the manifest will call this project's state unknown: {error}")
         return "unknown"
 
 
@@ -108,7 +116,7 @@ def do_images(images: Path, chosen: Board) -> None:
             "patches": [patch.name for patch in patches.patches],
             "edits": "",
         },
-        "source_date_epoch": int(os.environ.get("SOURCE_DATE_EPOCH", "0")),
+        "source_date_epoch": source_date_epoch(),
         "buildroot": os.environ.get("BR2_VERSION", "unknown"),
         "sources": sources(build),
         "files": {
@@ -159,8 +167,8 @@ def try_overlay(chosen: Board, images: Path) -> None:
 
 def disk_images(description: Path, images: Path, build: Path) -> None:
     """genimage's images, and a bmap of each disk: which of its blocks hold anything."""
-    # The time stamps of what is copied into a file system are part of it.
-    epoch = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
+    # The time stamps of what is copied into a file system are part of it, and the time at which that is made.
+    epoch = source_date_epoch()
     for path in images.iterdir():
         if epoch and path.is_file():
             os.utime(path, (epoch, epoch))
@@ -175,6 +183,7 @@ def disk_images(description: Path, images: Path, build: Path) -> None:
                 *("--inputpath", images, "--outputpath", work / "out", "--config", description),
             ],
             what=f"{display(description)} gives no image",
+            env={"SOURCE_DATE_EPOCH": str(epoch)} if epoch else {},
         )
         for image in sorted((work / "out").iterdir()):
             if image.name == "sdcard.img":

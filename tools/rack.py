@@ -30,6 +30,7 @@ import yaml
 
 from tools import coordinator
 from tools.common import OUTPUT, ROOT, UserError, display, entry, locked, say, write_whole
+from tools.environment import lab_environment
 
 FOLDER = OUTPUT / "rack"
 EMULATED = ROOT / "labgrid/rack"
@@ -194,7 +195,7 @@ class Rack:
             "--",
             *command,
             cwd=ROOT if fds else self.folder / "state",
-            env={**os.environ, "LG_COORDINATOR": self.address, "PYTHONUNBUFFERED": "1", **environment},
+            env=lab_environment(**{"LG_COORDINATOR": self.address, "PYTHONUNBUFFERED": "1", **environment}),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -364,7 +365,13 @@ def start(folder: Path, boards: list[str], address: str, firmware: Path | None) 
     command += ["--boards", *boards, *(["--firmware", str(firmware)] if firmware else [])]
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=lab_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
         )
     say(f"starting {len(boards)} boards ({', '.join(boards)}), coordinator and exporter; logs in {display(folder)}")
     deadline = time.monotonic() + START_LIMIT + 10

@@ -7,7 +7,6 @@ Fails when a marked test passes on the unpatched kernel already (it shows nothin
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.common import ROOT, UserError, display, entry, say
+from tools.environment import lab_environment
 
 # Nothing that the suite does takes so long.
 LIMIT = 3600
@@ -44,7 +44,7 @@ def run_marked(images: Path, env: str, extra: list[str]) -> dict[str, Result]:
     done = subprocess.run(
         command_line,
         cwd=ROOT,
-        env={**os.environ, "LG_BUILDDIR": str(images.resolve())},
+        env=lab_environment(LG_BUILDDIR=str(images.resolve())),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

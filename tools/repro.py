@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools import build, buildroot
+from tools import build
 from tools.common import OUTPUT, ROOT, UserError, bounded, display, entry, run, say, sha256
+from tools.environment import child_environment
 
 FOLDER = OUTPUT / "repro"
 # Paths of different length: one that gets into a file moves what is behind it.
@@ -71,9 +71,7 @@ def explain(first: Path, second: Path, names: Sequence[str], reports: Path) -> N
             continue
         report = reports / f"{name}.txt"
         say(f"diffoscope on {name} (at most {DIFF_LIMIT} s)")
-        status = bounded(
-            ["diffoscope", "--no-progress", "--text", report, one, two], DIFF_LIMIT, cwd=reports, env=os.environ
-        )
+        status = bounded(["diffoscope", "--no-progress", "--text", report, one, two], DIFF_LIMIT, cwd=reports)
         if report.exists():
             say(f"  {display(report)}")
         else:
@@ -90,19 +88,14 @@ def clone(place: Path, commit: str) -> None:
     (place / ".venv").symlink_to(ROOT / ".venv")
 
 
-def environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not buildroot.FOREIGN.fullmatch(name)}
-    # The second build must not be handed the first one's objects.
-    return kept | {"CCACHE_DISABLE": "1"}
-
-
 def build_in(place: Path, chosen: build.Configured) -> Path:
     """Builds in a clone what is configured here; returns its images."""
     kind, _, archive = chosen.sources.partition(":")
     origin = f"archive:{Path(archive).absolute()}" if kind == "archive" else chosen.sources
     words = [f"KERNEL={chosen.kernel}", f"IMAGE={chosen.image}", f"SOURCES={origin}"]
     for command in (["make", f"{chosen.board.name}_defconfig", *words], ["make"]):
-        status = bounded(command, BUILD_LIMIT, cwd=place, env=environment())
+        # The second build must not be handed the first one's objects.
+        status = bounded(command, BUILD_LIMIT, cwd=place, env=child_environment(CCACHE_DISABLE="1"))
         if status is None:
             raise UserError(f"no end of `{command[0]}` in {display(place)} after {BUILD_LIMIT} s")
         if status:

@@ -34,6 +34,7 @@ from tools.common import (
     write_whole,
 )
 from tools.debian import SUITE, Archive, archives
+from tools.environment import child_environment
 
 FOLDERS = ["bin", "dev", "etc", "lib", "mnt", "opt", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "var"]
 
@@ -169,6 +170,7 @@ def mmdebstrap(packages: Iterable[str], tarball: Path, sources: list[Archive], a
     ]
     done = subprocess.run(
         command,
+        env=child_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -277,7 +279,6 @@ def readelf(path: Path, *options: str) -> str:
     return run(
         [f"{CROSS_COMPILE}readelf", "--wide", *options, path],
         what=f"{path.name} cannot be read",
-        env={"LC_ALL": "C"},
     )
 
 
@@ -395,6 +396,7 @@ def write_cpio(entries: dict[str, Entry], gen_init_cpio: Path, stage: Path, epoc
     spec.write_text("\n".join(lines) + "\n")
     done = subprocess.run(
         [gen_init_cpio, "-t", str(epoch), spec],
+        env=child_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=120,

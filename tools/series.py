@@ -31,7 +31,8 @@ from tools.boards import board
 from tools.check import checkpatch, touched
 from tools.common import OUTPUT, ROOT, UserError, bounded, display, end_groups, entry, locked, say, sha256, write_whole
 from tools.common import run as shell
-from tools.kernel import Kernel, caller_free_environment, first_error
+from tools.environment import child_environment, lab_environment
+from tools.kernel import Kernel, first_error
 from tools.source import BASE, Repository, Series, kernel_lines, numbered, series
 
 FOLDER = OUTPUT / "series"
@@ -233,7 +234,7 @@ class Gate:
         command += [f"-j{len(os.sched_getaffinity(0))}", *words]
         with subprocess.Popen(
             command,
-            env={**caller_free_environment(), "LC_ALL": "C", "KBUILD_BUILD_TIMESTAMP": "0"},
+            env=child_environment(KBUILD_BUILD_TIMESTAMP="0"),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -425,6 +426,7 @@ class Gate:
         lines = [line for line in (tree / header).read_text().splitlines() if not line.startswith("#include")]
         done = subprocess.run(
             ["gcc", "-E", "-P", "-nostdinc", "-x", "c", "-"],
+            env=child_environment(),
             input="\n".join([*lines, "answer cpu_dcache_is_aliasing()", ""]),
             capture_output=True,
             text=True,
@@ -474,7 +476,7 @@ class Gate:
             status = bounded(
                 [sys.executable, "-m", "pytest", "--lg-env", "arm-pmem.yaml", BOOT_TEST],
                 BOOT_LIMIT,
-                env={**os.environ, "LG_BUILDDIR": str(images), "MAKEFLAGS": ""},
+                env=lab_environment(LG_BUILDDIR=str(images)),
                 output=stream,
             )
         if status == 0:

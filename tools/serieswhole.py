@@ -16,6 +16,7 @@ import pexpect
 
 from tools import fragments, rootfs
 from tools.common import ROOT, UserError, say
+from tools.environment import child_environment
 from tools.kernel import first_error
 
 if TYPE_CHECKING:
@@ -117,7 +118,15 @@ def ask(qemu: str, kernel: Path, archive: Path, folder: Path) -> tuple[str, str]
     command += ["-kernel", str(kernel), "-initrd", str(archive), "-append", "console=ttyS0 panic=-1"]
     log = (folder / "console.log").open("w")
     say(f"  booting {kernel} with an NVDIMM")
-    machine = pexpect.spawn(qemu, command, encoding="utf-8", codec_errors="replace", timeout=COMMAND_LIMIT, logfile=log)
+    machine = pexpect.spawn(
+        qemu,
+        command,
+        env=child_environment(),
+        encoding="utf-8",
+        codec_errors="replace",
+        timeout=COMMAND_LIMIT,
+        logfile=log,
+    )
     said: list[str] = []
 
     def run(text: str, wanted: str, what: str) -> None:

@@ -10,7 +10,6 @@ Other states (no series, a series without some patches) are git worktrees beside
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -21,7 +20,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools import debian
-from tools.common import OUTPUT, ROOT, UserError, cache_folder, display, locked, run, say, sha256, write_whole
+from tools.common import (
+    OUTPUT,
+    ROOT,
+    UserError,
+    cache_folder,
+    check_path,
+    display,
+    locked,
+    run,
+    say,
+    sha256,
+    write_whole,
+)
+from tools.environment import child_environment
 
 BRANCH = "arm-pmem"
 BASE = "base"
@@ -263,6 +275,7 @@ class Repository:
 
     def prepare(self, wanted: Series) -> Path:
         """Bring the work tree to base + the series and return its path."""
+        check_path(self.path, "move this project to a folder with a plain name")
         self.unpack()
         applied, head = self._remembered()
         hashes = list(wanted.hashes)
@@ -316,7 +329,7 @@ def git_am(tree: Path, mails: bytes, *options: str) -> str:
     done = subprocess.run(
         [*GIT, "am", "--quiet", *options],
         cwd=tree,
-        env={**os.environ, **IDENTITY},
+        env=child_environment(**IDENTITY),
         input=mails,
         capture_output=True,
         timeout=120,

@@ -3,11 +3,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 from toyline import ROOT, Line, make_line
+
+from tools.environment import lab_environment
+
+# What the tests start themselves (git, make, compilers) sees no more of the user's shell than what the tools start.
+seen = lab_environment()
+os.environ.clear()
+os.environ.update(seen)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toyline import ROOT
+from toyline import ROOT, in_plain_folder
 
 from tools import boards, build, buildroot, product
 from tools.boards import Board
@@ -109,6 +109,7 @@ def configured(image: str, tmp_path: Path, origin: str = "debian") -> build.Conf
     return build.Configured(tmp_path / "out", boards.board("board"), "6.1", image, origin)
 
 
+@in_plain_folder
 def test_without_a_tree_auto_means_minimal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,6 +118,7 @@ def test_without_a_tree_auto_means_minimal(
     assert "note: Buildroot cannot be reached at " in capsys.readouterr().out
 
 
+@in_plain_folder
 def test_without_a_tree_the_buildroot_image_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BUILDROOT_URL", str(tmp_path / "nowhere"))
     with pytest.raises(
@@ -345,7 +347,7 @@ set -e
 mount -t tmpfs -o size=3m none {environment}
 head -c 2m /dev/urandom >{environment}/rootfs.ext4
 echo zImage >{environment}/zImage
-cd {ROOT}
+cd '{ROOT}'
 ! .venv/bin/python -m tools.product images {environment} board
 ls -A {environment}
 """

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -12,27 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
-from toyline import ROOT
+from toyline import ROOT, in_plain_folder
+
+from tools import build
+from tools.environment import child_environment
 
 
-def make(*words: str, cwd: Path = ROOT, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    drop = {
-        "MAKEFLAGS",
-        "MFLAGS",
-        "MAKELEVEL",
-        "MAKEOVERRIDES",
-        "BOARD",
-        "KERNEL",
-        "IMAGE",
-        "SOURCES",
-        "BUILDROOT",
-        "BUILDROOT_URL",
-        "O",
-        "SERIES",
-        "DEBUG",
-        "VARIANT",
-    }
-    environ = {name: value for name, value in os.environ.items() if name not in drop and not name.startswith("LG_")}
+def make(*words: str, cwd: Path = ROOT, path: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    drop = {"BUILDROOT", "BUILDROOT_URL"}
+    environ = {name: value for name, value in child_environment(**variables).items() if name not in drop}
     if path is not None:
         environ["PATH"] = path
     return subprocess.run(
@@ -44,7 +31,7 @@ def errors(done: subprocess.CompletedProcess[str]) -> str:
     """The complaint itself; make adds a line about the recipe that failed. Never a traceback."""
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if not re.match(r"make(\[\d+\])?: \*\*\*", line)]
+    lines = [line for line in done.stderr.splitlines() if not re.match(r"make(\[\d+\])?: \*\*\* \[", line)]
     assert len(lines) == 1, done.stderr
     return lines[0]
 
@@ -81,6 +68,7 @@ def test_an_unknown_image_lists_the_known_ones(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@in_plain_folder
 def test_the_buildroot_image_without_buildroot_is_one_sentence(tmp_path: Path) -> None:
     out = f"O={tmp_path / 'out'}"
     assert make("board_defconfig", "IMAGE=buildroot", out).returncode == 0
@@ -94,12 +82,14 @@ def test_unknown_sources_list_the_known_ones(tmp_path: Path) -> None:
     assert "unknown SOURCES 'moon': it is debian, upstream or archive:<tar>" in errors(make(out))
 
 
+@in_plain_folder
 def test_an_archive_that_is_not_there_is_said(tmp_path: Path) -> None:
     out = f"O={tmp_path / 'out'}"
     assert make("board_defconfig", "IMAGE=buildroot", "SOURCES=archive:/no/such.tar", out).returncode == 0
     assert "there is no archive /no/such.tar: `make sources-archive` writes one" in errors(make(out))
 
 
+@in_plain_folder
 def test_a_word_that_is_no_target_is_said(tmp_path: Path) -> None:
     out = f"O={tmp_path / 'out'}"
     assert make("board_defconfig", "IMAGE=minimal", out).returncode == 0
@@ -129,10 +119,26 @@ def test_an_unknown_variant_lists_the_known_ones() -> None:
     )
 
 
-def test_an_unknown_series() -> None:
-    done = make("kernel", "SERIES=some")
-    assert done.returncode != 0
-    assert "invalid choice: 'some'" in done.stderr
+def test_an_unknown_series_is_said() -> None:
+    told = "unknown SERIES 'some': it is none for the unpatched kernel, or unset"
+    assert told in errors(make("kernel", "SERIES=some"))
+
+
+@pytest.mark.parametrize("value", ["false", "no", "2", "app:*", "1 0", " "])
+def test_a_debug_that_is_neither_0_nor_1_is_said_and_builds_nothing(tmp_path: Path, value: str) -> None:
+    done = make("kernel", f"O={tmp_path / 'out'}", DEBUG=value)
+    assert f"unknown DEBUG '{value}': it is 1 for the debug variant, or 0, or unset" in errors(done)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("value", "variants"), [("", ()), ("0", ()), ("1", ("debug",))])
+def test_debug_is_a_variant(monkeypatch: pytest.MonkeyPatch, value: str, variants: tuple[str, ...]) -> None:
+    built: list[build.Product] = []
+    monkeypatch.setattr(build, "build", built.append)
+    monkeypatch.setattr(sys, "argv", ["tools.build", "kernel", "--debug", value])
+    assert build.main() == 0
+    assert built[0].variants == variants
+    assert built[0].out.name == "-".join(["kernel-6.1", *variants])
 
 
 def test_without_a_virtual_environment_make_says_make_deps(tmp_path: Path) -> None:
@@ -160,18 +166,49 @@ def test_a_board_is_remembered_with_its_choices(tmp_path: Path) -> None:
     assert '"image": "minimal"' in (tmp_path / "out/board.json").read_text()
 
 
+def copy_project(project: Path) -> Path:
+    """What `make` needs in another place, without git."""
+    project.mkdir(parents=True)
+    shutil.copy(ROOT / "Makefile", project)
+    for name in ("tools", "board", "br2-external", "patches"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (project / ".venv").symlink_to(ROOT / ".venv")
+    return project
+
+
+@in_plain_folder
+@pytest.mark.parametrize("name", ["a b", "a:b", "a'b", "a$b", "a#b", "a%b", 'a"b', "a=b", "a;b", "a(b", "a\\b", "a&b"])
+@pytest.mark.parametrize("command", [["board_defconfig"], ["kernel"]])
+def test_a_folder_which_cannot_be_built_in_is_said_at_once(tmp_path: Path, name: str, command: list[str]) -> None:
+    done = make(*command, f"O={tmp_path / name}")
+    odd = "a space" if " " in name else re.escape(name.strip("ab"))
+    assert re.search(rf"nothing can be built in .*, because of {odd} in its name: choose another folder", errors(done))
+    assert list(tmp_path.iterdir()) == []
+
+
+@in_plain_folder
+@pytest.mark.parametrize("name", ["a@b", "ä", "a,b"])
+def test_a_folder_which_only_buildroot_cannot_build_in_is_said_by_its_build(tmp_path: Path, name: str) -> None:
+    """Kbuild can: tests/host/test_environment.py."""
+    out = f"O={tmp_path / name}"
+    assert make("board_defconfig", "IMAGE=buildroot", out).returncode == 0
+    assert re.search("nothing can be built in .* choose another folder with O=, or IMAGE=minimal", errors(make(out)))
+    assert [path.name for path in (tmp_path / name).iterdir()] == ["board.json"]
+
+
+def test_a_project_in_such_a_folder_does_what_needs_no_build(tmp_path: Path) -> None:
+    project = copy_project(tmp_path / "a b:c'd$e")
+    assert "QEMU virt" in make("list", cwd=project).stdout
+    told = "because of a space $ ' : in its name: move this project to a folder with a plain name"
+    for command in (["kernel"], ["kernel", f"O={tmp_path}/out"]):
+        assert told in errors(make(*command, cwd=project))
+    assert not (project / "output").exists() and not (tmp_path / "out").exists()
+
+
 def test_clean_leaves_a_foreign_folder_alone(tmp_path: Path) -> None:
     """`make clean O=$HOME` must not be the end of somebody's home."""
     (tmp_path / "mine").write_text("precious")
-    project = tmp_path / "project"
-    for name in ("Makefile", "tools", "board"):
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, project / name)
-        else:
-            project.mkdir(exist_ok=True)
-            shutil.copy(source, project)
-    (project / ".venv").symlink_to(ROOT / ".venv")
+    project = copy_project(tmp_path / "project")
     assert make("clean", f"O={tmp_path}", cwd=project).returncode == 0
     assert (tmp_path / "mine").read_text() == "precious"
 

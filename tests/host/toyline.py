@@ -3,14 +3,23 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from tools.buildroot import PLAIN
 from tools.source import Repository, Series, series
 
 ROOT = Path(__file__).resolve().parents[2]
+
+# For a test of what builds
+in_plain_folder = pytest.mark.skipif(
+    not re.fullmatch(f"{PLAIN}*", str(ROOT)), reason="this project lies in a folder where nothing can be built"
+)
 
 HELLO = "".join(f"line {number}\n" for number in range(1, 41))
 

@@ -134,7 +134,7 @@ def test_reserve_flash_test_and_free(rack: Rack) -> None:
 
 
 def test_all_free_places_at_once_with_one_report(rack: Rack) -> None:
-    done = rack.lab("lab-test", "--tags", "board=board", "--all", "tests/board/test_pmem.py")
+    done = rack.lab("lab-test", "--tags", "board=board", "--places", "all", "tests/board/test_pmem.py")
     assert done.returncode == 0, said(done)
     match = re.search(r"2 of 2 places passed: (\d+) tests, 0 failed, 0 errors, \d+ skipped \((.*)\)", done.stdout)
     assert match, done.stdout
@@ -191,6 +191,7 @@ def test_a_reservation_does_not_wait_for_ever(rack: Rack) -> None:
         (["flash"], "which place\\? add PLACE="),
         (["flash", "--place", "rack-1", "--board", "orangepi_pc"], "has a board 'board', and not 'orangepi_pc'"),
         (["lab-test", "--tags", "board=nothing"], "no place at the coordinator .* has the tags 'board=nothing'"),
+        (["lab-test", "--tags", "a=b", "--places", "some"], "unknown PLACES 'some': it is all, "),
         (["lab-test"], "which boards\\? add TAGS="),
         (["lab-test", "--tags", "board"], "'board' is no tag: write key=value"),
     ],
