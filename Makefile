@@ -150,6 +150,10 @@ test-regression: $(patched)/manifest.json $(unpatched)/manifest.json ## what the
 output/kernel-%/images/manifest.json:
 	@$(MAKE) kernel KERNEL=$(firstword $(subst -, ,$*)) SERIES=$(if $(findstring unpatched,$*),none)
 
+.PHONY: hosts-check
+hosts-check: ## README's commands on a fresh machine of each host, from nothing to a booted board: half an hour (HOSTS=debian-13)
+	@$(PYTHON) -m tools.hosts --hosts '$(HOSTS)'
+
 check: ## linters, patches, fragments: no board, no build
 	@$(PYTHON) -m tools.check
 
