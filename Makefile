@@ -55,6 +55,12 @@ help: ## this list
 deps: ## install what this machine lacks: Debian packages, and Python packages into .venv
 	@tools/deps
 
+# Read by tools/container
+export CMD CONTAINER_BASE CONTAINER_OPTIONS CONTAINER_BUILD_OPTIONS
+.PHONY: container
+container: ## all of this on any other host: a command, or a shell, in a container by podman or docker: CMD='make deps'
+	@tools/container "$$CMD"
+
 list: ## the boards, with what each is
 	@$(build) list
 
