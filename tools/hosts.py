@@ -121,13 +121,17 @@ def update(host: Host) -> dict[str, str]:
     same = stamp.exists() and stamp.read_text() == state
     environment = private_apt(folder, sources)
     if not same or time.time() - stamp.stat().st_mtime > INDEX_AGE_LIMIT_S:
+        if not same:
+            # apt removes indexes of sources that it no longer has.
+            stamp.unlink(missing_ok=True)
         try:
             command = ["apt-get", "--quiet=2", "--error-on=any", "update"]
             run(command, env=environment, what="apt-get update", timeout=UPDATE_LIMIT_S)
             write_whole(stamp, state)
         except UserError as error:
             if not same:
-                raise NotRun(f"no index of {host.codename}: {error}") from error
+                reason = re.search(r"Failed to fetch \S+\s+(.*?)(?: / |$)", str(error))
+                raise NotRun(f"no indexes of {host.codename}: {reason[1] if reason else error}") from error
     return environment
 
 
