@@ -65,6 +65,12 @@ help: ## this list
 deps: ## install what this machine lacks: Debian packages, and Python packages into .venv
 	@tools/deps
 
+# Read by tools/container
+export CMD CONTAINER_BASE CONTAINER_OPTIONS CONTAINER_BUILD_OPTIONS
+.PHONY: container
+container: ## all of this on any other host: a command, or a shell, in a container by podman or docker: CMD='make deps'
+	@tools/container "$$CMD"
+
 list: ## the boards, with what each is
 	@$(build) list
 
@@ -160,6 +166,10 @@ test-regression: $(patched)/manifest.json $(unpatched)/manifest.json ## what the
 
 output/kernel-%/images/manifest.json:
 	@$(MAKE) kernel KERNEL=$(firstword $(subst -, ,$*)) SERIES=$(if $(findstring unpatched,$*),none)
+
+.PHONY: hosts-check
+hosts-check: ## README's commands on a fresh machine of each host, from nothing to a booted board: half an hour (HOSTS=debian-13)
+	@$(PYTHON) -m tools.hosts --hosts '$(HOSTS)'
 
 check: ## linters, patches, fragments: no board, no build
 	@$(PYTHON) -m tools.check

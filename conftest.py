@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parent
 BOARD_TESTS = ROOT / "tests" / "board"
 # The drivers of this project, for tests which use them without an environment
 sys.path.insert(0, str(ROOT / "labgrid"))
+# On Debian only root has the folders of e2fsck, debugfs and sfdisk on the PATH.
+os.environ["PATH"] = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
 # So many runs keep their logs.
 KEEP = 20
 

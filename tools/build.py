@@ -409,6 +409,11 @@ def do_distclean(options: argparse.Namespace) -> None:
         edits = Repository(kernel, worktree).edits()
         if edits:
             raise UserError(f"{display(path.parent)} holds {edits}: save them, or remove that folder yourself")
+    if list(OUTPUT.glob("container/linux-*/.git")):
+        raise UserError(
+            "output/container/ holds a kernel source tree: run `make container CMD='make distclean'` first, "
+            "which looks for edits there"
+        )
     shutil.rmtree(OUTPUT, ignore_errors=True)
     shutil.rmtree(ROOT / ".venv", ignore_errors=True)
 

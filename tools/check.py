@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tools import buildroot, fragments, matrix, sources
+from tools import buildroot, fragments, hosts, matrix, sources
 from tools.boards import board, boards, products
 from tools.common import OUTPUT, ROOT, UserError, display, entry, need_tools, run, say, sha256, write_whole
 from tools.environment import child_environment
@@ -249,11 +249,29 @@ def check_defconfigs() -> None:
             command(tree / "support/scripts/check-dotconfig.py", build.config, out / "defconfig")
 
 
-CHECKS: dict[str, Callable[[], None]] = {
+def check_hosts() -> str:
+    """What `make deps` would install can be had on each host, from the archive and from the index of Python packages."""
+    jobs = [(step, host) for step in (hosts.resolve, hosts.resolve_pins) for host in hosts.HOSTS]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        results = [(host, pool.submit(step, host)) for step, host in jobs]
+    left_out = []
+    for host, result in results:
+        try:
+            result.result()
+        except hosts.NotRun as reason:
+            left_out.append(f"{host.name} not run: {reason}")
+    if len(left_out) == len(jobs):
+        raise Skipped("; ".join(left_out))
+    return "; ".join(left_out)
+
+
+# A check may return what it left out.
+CHECKS: dict[str, Callable[[], str | None]] = {
     "ruff": check_ruff,
     "ruff format": check_format,
     "mypy": check_types,
     "shellcheck": check_shell,
+    "hosts": check_hosts,
     "checkpatch": check_checkpatch,
     "patches apply": check_patches,
     "fragments": check_fragments,
@@ -267,8 +285,8 @@ def main() -> int:
     for name, check in CHECKS.items():
         start = time.monotonic()
         try:
-            check()
-            result = "ok"
+            note = check()
+            result = f"ok ({note})" if note else "ok"
         except Skipped as reason:
             result = f"skipped ({reason})"
         except UserError as error:

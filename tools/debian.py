@@ -34,11 +34,12 @@ class Archive:
     uri: str
     suite: str
     key: str = ""
+    components: str = "main"
 
     @property
     def line(self) -> str:
         option = f"[signed-by={self.key}] " if self.key else ""
-        return f"deb {option}{self.uri} {self.suite} main"
+        return f"deb {option}{self.uri} {self.suite} {self.components}"
 
 
 @functools.cache

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`make matrix`: every lane of tests/matrix.yaml (kernel line, board, variants) is built and tested, and the table says what ran.
 
+The hosts of `make hosts-check` are lanes, too.
+
 A lane that ran already, on the same images with the same tests, is not run again: a matrix that was stopped goes on where it
 was. A lane that does not build, or does not pass, hides no other.
 """
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import yaml
 
+from tools import common, hosts
 from tools.common import OUTPUT, ROOT, UserError, bounded, display, entry, say, sha256, write_whole
 from tools.environment import lab_environment
 from tools.regression import read_report
@@ -61,8 +64,26 @@ class Lane:
 
 
 @dataclass(frozen=True)
+class HostLane:
+    host: hosts.Host
+
+    @property
+    def name(self) -> str:
+        return f"host-{self.host.name}"
+
+    @property
+    def out(self) -> Path:
+        return hosts.FOLDER / self.host.name
+
+    @property
+    def key(self) -> str:
+        """A clone of this commit is what is built there."""
+        return common.run(["git", "rev-parse", "HEAD"], cwd=ROOT, what="git").strip()
+
+
+@dataclass(frozen=True)
 class Result:
-    # passed, failed, not built, no end
+    # passed, failed, not built, no end, not run
     outcome: str
     # (area, outcome) -> number of tests
     counts: dict[tuple[str, str], int]
@@ -70,16 +91,21 @@ class Result:
     key: str = ""
 
 
-def lanes(file: Path = LANES, pattern: str = "*") -> list[Lane]:
+def lanes(file: Path = LANES) -> list[Lane]:
     content = yaml.safe_load(file.read_text())
-    found = [
+    return [
         Lane(str(kernel), row["board"], tuple(row.get("variants", ())), float(row.get("scale", 1)))
         for kernel in content["kernels"]
         for row in content["lanes"]
     ]
-    chosen = [lane for lane in found if fnmatch.fnmatch(lane.name, pattern)]
+
+
+def choose(pattern: str) -> list[Lane | HostLane]:
+    """The lanes that a pattern matches, hosts last."""
+    all_lanes: list[Lane | HostLane] = [*lanes(), *(HostLane(host) for host in hosts.HOSTS)]
+    chosen = [lane for lane in all_lanes if fnmatch.fnmatch(lane.name, pattern)]
     if not chosen:
-        raise UserError(f"no lane is named '{pattern}': there are {', '.join(lane.name for lane in found)}")
+        raise UserError(f"no lane is named '{pattern}': there are {', '.join(lane.name for lane in all_lanes)}")
     return chosen
 
 
@@ -120,7 +146,24 @@ def run(lane: Lane) -> Result:
     return result
 
 
-def save(lane: Lane, result: Result) -> None:
+def run_host(lane: HostLane) -> Result:
+    start = time.monotonic()
+    known = load(lane)
+    if known and known.outcome == "passed" and known.key == lane.key:
+        say(f"{lane.name}: ran already on this commit")
+        return known
+    try:
+        say(f"{lane.name}: {hosts.check(lane.host)}")
+        outcome = "passed"
+    except (hosts.NotRun, UserError) as reason:
+        say(f"{lane.name}: {reason}")
+        outcome = "not run" if isinstance(reason, hosts.NotRun) else "failed"
+    result = Result(outcome, {}, time.monotonic() - start, lane.key)
+    save(lane, result)
+    return result
+
+
+def save(lane: Lane | HostLane, result: Result) -> None:
     content = {
         "outcome": result.outcome,
         "counts": [[*place, number] for place, number in sorted(result.counts.items())],
@@ -130,7 +173,7 @@ def save(lane: Lane, result: Result) -> None:
     write_whole(lane.out / "result.json", json.dumps(content, indent=1) + "\n")
 
 
-def load(lane: Lane) -> Result | None:
+def load(lane: Lane | HostLane) -> Result | None:
     path = lane.out / "result.json"
     if not path.exists():
         return None
@@ -139,7 +182,7 @@ def load(lane: Lane) -> Result | None:
     return Result(content["outcome"], counts, content["seconds"], content["key"])
 
 
-def table(results: dict[Lane, Result | None]) -> str:
+def table(results: dict[Lane | HostLane, Result | None]) -> str:
     """A row a lane: its outcome, and passed/failed/skipped tests by area."""
     areas = sorted({area for one in results.values() if one for area, _ in one.counts})
     rows = [["lane", "outcome", *areas]]
@@ -155,12 +198,18 @@ def table(results: dict[Lane, Result | None]) -> str:
     )
 
 
-def conclude(results: dict[Lane, Result | None]) -> int:
+def conclude(results: dict[Lane | HostLane, Result | None]) -> int:
     text = table(results)
     write_whole(FOLDER / "matrix.txt", f"{text}\n")
     say(f"\npassed/failed/skipped by area ({display(FOLDER / 'matrix.txt')}):\n{text}")
-    bad = [lane.name for lane, one in results.items() if one is None or one.outcome != "passed"]
-    say(f"{len(results) - len(bad)} of {len(results)} lanes passed" + (f"; not {', '.join(bad)}" if bad else ""))
+    not_run = [lane.name for lane, one in results.items() if one and one.outcome == "not run"]
+    passed = [lane.name for lane, one in results.items() if one and one.outcome == "passed"]
+    bad = [lane.name for lane in results if lane.name not in (*passed, *not_run)]
+    say(
+        f"{len(passed)} of {len(results)} lanes passed"
+        + (f"; not {', '.join(bad)}" if bad else "")
+        + (f"; not run: {', '.join(not_run)}" if not_run else "")
+    )
     return 1 if bad else 0
 
 
@@ -168,11 +217,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tools.matrix", description=__doc__)
     parser.add_argument("--lanes", default="*", help="a pattern of lanes, such as '6.12-*'")
     options = parser.parse_args()
-    results: dict[Lane, Result | None] = dict.fromkeys(lanes(pattern=options.lanes or "*"))
+    results: dict[Lane | HostLane, Result | None] = dict.fromkeys(choose(options.lanes or "*"))
     try:
         for number, lane in enumerate(results, 1):
             say(f"lane {number} of {len(results)}: {lane.name} (logs in {display(lane.out)})")
-            results[lane] = one = run(lane)
+            results[lane] = one = run_host(lane) if isinstance(lane, HostLane) else run(lane)
             total: Counter[str] = Counter()
             for (_, outcome), count in one.counts.items():
                 total[outcome] += count

@@ -159,6 +159,8 @@ def mmdebstrap(packages: Iterable[str], tarball: Path, sources: list[Archive], a
     command = [
         "mmdebstrap",
         "--variant=extract",
+        # the packages are only unpacked: that needs neither root nor namespaces, which a container may not have
+        "--mode=chrootless",
         f"--architectures={arch.name}",
         f"--include={','.join(packages)}",
         "--format=tar",
@@ -220,7 +222,8 @@ class Picker:
         member = self.members[path]
         target = self.result.tree / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.result.modes[path] = member.mode & 0o7777
+        # Unpacked by an unprivileged user, a file is without its setuid bit; on the board everybody is root.
+        self.result.modes[path] = member.mode & 0o777
         if member.issym():
             target.symlink_to(member.linkname)
             self.take(resolve(path, member.linkname))

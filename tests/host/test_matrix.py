@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from toyline import ROOT
 
-from tools import matrix
+from tools import hosts, matrix
 from tools.boards import boards
 from tools.common import UserError
-from tools.matrix import Lane, Result
+from tools.matrix import HostLane, Lane, Result
 from tools.source import kernel_lines
 
 REPORT = """<testsuites><testsuite>
@@ -34,9 +34,27 @@ def test_each_lane_is_of_a_kernel_a_board_and_an_environment_that_are_there() ->
 
 
 def test_a_pattern_chooses_lanes() -> None:
-    assert {lane.kernel for lane in matrix.lanes(pattern="6.12-*")} == {"6.12"}
+    assert {lane.name.partition("-")[0] for lane in matrix.choose("6.12-*")} == {"6.12"}
     with pytest.raises(UserError, match="no lane is named '5.*': there are 6.1-board, "):
-        matrix.lanes(pattern="5.*")
+        matrix.choose("5.*")
+
+
+def test_the_hosts_are_lanes() -> None:
+    assert [lane.name for lane in matrix.choose("host-*")] == [f"host-{host.name}" for host in hosts.HOSTS]
+    assert [lane.name for lane in matrix.choose("*-debian-13")] == ["host-debian-13"]
+
+
+def test_a_host_that_was_not_run_fails_no_matrix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hosts, "FOLDER", tmp_path)
+    monkeypatch.setattr(matrix, "FOLDER", tmp_path)
+    monkeypatch.delenv("UBUNTU_MIRROR", raising=False)
+    lane = HostLane(hosts.choose("ubuntu-24.04")[0])
+    assert matrix.conclude({lane: matrix.run_host(lane)}) == 0
+    printed = capsys.readouterr().out
+    assert "host-ubuntu-24.04: name a mirror of Ubuntu with UBUNTU_MIRROR=<address>" in printed
+    assert "0 of 1 lanes passed; not run: host-ubuntu-24.04" in printed
 
 
 @pytest.fixture
@@ -90,7 +108,7 @@ def test_a_lane_that_breaks_has_a_name_for_it(
 
 
 def test_the_table_says_what_ran_and_what_did_not(lane: Lane, capsys: pytest.CaptureFixture[str]) -> None:
-    results = {
+    results: dict[Lane | HostLane, Result | None] = {
         lane: Result("passed", {("dax", "passed"): 2, ("dax", "skipped"): 1}),
         Lane("6.12", "raspi0"): Result("not built", {}),
         Lane("6.12", "board"): None,
