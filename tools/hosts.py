@@ -37,6 +37,7 @@ from tools.common import (
     write_whole,
 )
 from tools.debian import UPDATE_LIMIT_S, Archive, archives, private_apt
+from tools.environment import child_environment, lab_environment
 
 FOLDER = OUTPUT / "hosts"
 CHECK = OUTPUT / "check/hosts"
@@ -171,6 +172,7 @@ def resolve_pins(host: Host) -> None:
         command += ["--python-version", host.python, "--only-binary", ":all:", "--requirement", str(pins)]
         done = subprocess.run(
             command,
+            env=child_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -261,7 +263,7 @@ class Machine:
         with self.log.open("a") as stream:
             stream.write(f"=== {title or name}\n")
             stream.flush()
-            status = bounded(command, limit_s, env={**os.environ, "LC_ALL": "C.UTF-8"}, output=stream)
+            status = bounded(command, limit_s, output=stream)
         self.seconds[name] = self.seconds.get(name, 0) + time.monotonic() - start
         if status is None:
             raise UserError(f"{name} has no end after {limit_s:.0f} s: see {display(self.log)}")
@@ -292,7 +294,7 @@ class Machine:
 
     def shell(self, name: str, script: str, limit_s: float) -> None:
         """Run a line of shell on the machine, as its root, where the project is."""
-        variables = [f"{key}={os.environ[key]}" for key in PASSED_VARIABLES if key in os.environ]
+        variables = [f"{key}={value}" for key, value in lab_environment().items() if key in PASSED_VARIABLES]
         path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         command = ["env", "--ignore-environment", "HOME=/root", "USER=root", "LANG=C.UTF-8", path, *variables]
         enter: list[str | Path] = [*namespaces(), "bash", "-euc", ENTER, "enter", self.root, *shared(), "--", *command]
