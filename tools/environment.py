@@ -27,7 +27,8 @@ PASSED = frozenset(
         *("CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE"),
         *("GIT_ASKPASS", "GIT_PROXY_COMMAND", "GIT_SSH", "GIT_SSH_COMMAND", "GIT_SSL_CAINFO", "GIT_SSL_CAPATH"),
         *("GIT_SSL_NO_VERIFY", "SSH_AUTH_SOCK"),
-        *("PIP_CERT", "PIP_DEFAULT_TIMEOUT", "PIP_EXTRA_INDEX_URL", "PIP_INDEX_URL", "PIP_PROXY", "PIP_TRUSTED_HOST"),
+        *("PIP_CERT", "PIP_DEFAULT_TIMEOUT", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_INDEX_URL"),
+        *("PIP_NO_INDEX", "PIP_PROXY", "PIP_TRUSTED_HOST"),
         *("DEBIAN_FRONTEND", "DEBIAN_MIRROR", "UBUNTU_MIRROR"),
         # The compiler cache: where it is and whether it is used, but nothing of what it takes for the same
         *("CCACHE_DIR", "CCACHE_DISABLE", "CCACHE_MAXSIZE", "CCACHE_STATSLOG"),
