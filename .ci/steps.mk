@@ -8,7 +8,7 @@ step := @.ci/step
 buildroot := @.ci/step --buildroot
 
 .PHONY: all
-all: board kernel-6.1 kernel-6.12 suite-6.1 test suite-6.12 orangepi_pc rack kernel-7.3 check
+all: board kernel-6.1 kernel-6.12 orangepi_pc test suite-6.1 rack suite-6.12 kernel-7.3 check
 
 .PHONY: deps
 deps:
