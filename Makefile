@@ -33,7 +33,7 @@ override build    = $(PYTHON) -m tools.build
 override options  = --board $(call q,$(BOARD)) --kernel $(call q,$(KERNEL)) --image $(call q,$(IMAGE)) \
 	--sources $(call q,$(SOURCES)) --out $(call q,$(O))
 # Test reports (JUnit XML)
-override reports := output/test
+override reports := $(or $(O),output)/test
 override unpatched = output/kernel-$(or $(KERNEL),6.1)-unpatched/images
 override patched   = output/$(if $(KERNEL),kernel-$(KERNEL),board)/images
 override images   = $(or $(LG_BUILDDIR),$(if $(O),$(O)/images,output/board/images))

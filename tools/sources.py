@@ -25,6 +25,7 @@ import yaml
 
 from tools import debian, toolchain
 from tools.common import ROOT, UserError, display, locked, run, say, sha256, write_whole
+from tools.common import cache_folder as cache_folder
 
 FOLDER = ROOT / "br2-external/sources"
 MANIFEST = FOLDER / "debian.yaml"
@@ -38,12 +39,6 @@ TRIES = 3
 STORE_LIMIT = 900
 # apt warns where its own user cannot enter the folder: it need not.
 APT_HELPER = ["/usr/lib/apt/apt-helper", "-o", "APT::Sandbox::User=root"]
-
-
-def cache_folder() -> Path:
-    """Where downloads outlive a clone of this project."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "arm-pmem"
 
 
 @dataclass(frozen=True)
