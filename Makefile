@@ -14,8 +14,10 @@ O      ?=
 # Read by tools/buildroot.py: a tree of Buildroot, or a repository to clone it from
 export BUILDROOT BUILDROOT_URL
 
-# What would change Python or a shell itself; of all else tools/environment.py chooses what its children see.
-unexport BASH_ENV CDPATH ENV $(filter PYTHON%,$(.VARIABLES))
+# What would change Python, or for tools/deps a shell, apt or what apt calls; of all else tools/environment.py chooses
+# what the programs that a tool starts see.
+unexport BASH_ENV BASHOPTS CDPATH ENV GREP_OPTIONS GZIP POSIXLY_CORRECT SHELLOPTS TAR_OPTIONS
+unexport $(filter PERL% PYTHON% XZ_%,$(.VARIABLES))
 
 # `override`: make's -e, in somebody's MAKEFLAGS, would let a variable of the environment go first.
 override VENV := .venv/bin

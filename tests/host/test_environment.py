@@ -315,3 +315,11 @@ def test_the_front_door_opens_in_a_hostile_environment(tmp_path: Path) -> None:
     plain = front_door("list")
     assert "QEMU virt" in plain
     assert front_door("list", **(HOSTILE | python | shell | make)) == plain
+
+
+def test_what_the_front_door_installs_with_sees_no_options_of_the_users() -> None:
+    """tools/deps is started by make itself, and apt by that."""
+    seen = assignments(front_door("--eval=show: ; @env -0", "show", **HOSTILE))
+    options = ("BASH", "CDPATH", "ENV", "GREP_", "GZIP", "PERL", "POSIXLY_", "PYTHON", "SHELLOPTS", "TAR_", "XZ_")
+    assert [name for name in seen if name.startswith(options)] == []
+    assert "HOME" in seen
