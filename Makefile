@@ -18,6 +18,9 @@ export BUILDROOT BUILDROOT_URL
 # what the programs that a tool starts see.
 unexport BASH_ENV BASHOPTS CDPATH ENV GREP_OPTIONS GZIP POSIXLY_CORRECT SHELLOPTS TAR_OPTIONS
 unexport $(filter PERL% PYTHON% XZ_%,$(.VARIABLES))
+# In Turkish [a-z] has no i, and half of the targets were missing in `make help`.
+override LC_ALL := C.UTF-8
+export LC_ALL
 
 # `override`: make's -e, in somebody's MAKEFLAGS, would let a variable of the environment go first.
 override VENV := .venv/bin

@@ -322,4 +322,4 @@ def test_what_the_front_door_installs_with_sees_no_options_of_the_users() -> Non
     seen = assignments(front_door("--eval=show: ; @env -0", "show", **HOSTILE))
     options = ("BASH", "CDPATH", "ENV", "GREP_", "GZIP", "PERL", "POSIXLY_", "PYTHON", "SHELLOPTS", "TAR_", "XZ_")
     assert [name for name in seen if name.startswith(options)] == []
-    assert "HOME" in seen
+    assert (seen["HOME"], seen["LC_ALL"]) == (os.environ["HOME"], "C.UTF-8")
