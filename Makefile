@@ -14,8 +14,13 @@ O      ?=
 # Read by tools/buildroot.py: a tree of Buildroot, or a repository to clone it from
 export BUILDROOT BUILDROOT_URL
 
-# What would change Python or a shell itself; of all else tools/environment.py chooses what its children see.
-unexport BASH_ENV CDPATH ENV $(filter PYTHON%,$(.VARIABLES))
+# What would change Python, or for tools/deps a shell, apt or what apt calls; of all else tools/environment.py chooses
+# what the programs that a tool starts see.
+unexport BASH_ENV BASHOPTS CDPATH ENV GREP_OPTIONS GZIP POSIXLY_CORRECT SHELLOPTS TAR_OPTIONS
+unexport $(filter PERL% PYTHON% XZ_%,$(.VARIABLES))
+# In Turkish [a-z] has no i, and half of the targets were missing in `make help`.
+override LC_ALL := C.UTF-8
+export LC_ALL
 
 # `override`: make's -e, in somebody's MAKEFLAGS, would let a variable of the environment go first.
 override VENV := .venv/bin
@@ -33,7 +38,7 @@ override build    = $(PYTHON) -m tools.build
 override options  = --board $(call q,$(BOARD)) --kernel $(call q,$(KERNEL)) --image $(call q,$(IMAGE)) \
 	--sources $(call q,$(SOURCES)) --out $(call q,$(O))
 # Test reports (JUnit XML)
-override reports := output/test
+override reports := $(or $(O),output)/test
 override unpatched = output/kernel-$(or $(KERNEL),6.1)-unpatched/images
 override patched   = output/$(if $(KERNEL),kernel-$(KERNEL),board)/images
 override images   = $(or $(LG_BUILDDIR),$(if $(O),$(O)/images,output/board/images))

@@ -22,10 +22,23 @@ from tools import environment
 from tools.environment import child_environment
 
 ROOT = environment.ROOT
-OUTPUT = ROOT / "output"
 CROSS_COMPILE = "arm-linux-gnueabihf-"
 # For what is told to end, in seconds
 END_LIMIT = 30
+
+
+def cache_folder() -> Path:
+    """Where downloads outlive a clone of this project."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "arm-pmem"
+
+
+def output_folder(root: Path = ROOT) -> Path:
+    """Where everything goes that is made, but for what O= names: a project which can only be read has a place in the cache."""
+    folder = root / "output"
+    if os.access(folder if folder.exists() else root, os.W_OK):
+        return folder
+    return cache_folder() / f"output-{sha256(str(root).encode())[:12]}"
 
 
 class UserError(Exception):
@@ -42,6 +55,8 @@ def entry(main: Callable[[], int]) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    # What is made is for everybody to read, and the same in archives, whatever the user's umask is.
+    os.umask(0o022)
     try:
         status = main()
     except UserError as error:
@@ -175,6 +190,9 @@ def sha256(data: bytes | Path) -> str:
         return hashlib.sha256(data).hexdigest()
     with data.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+OUTPUT = output_folder()
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -17,6 +17,7 @@ import stat
 import subprocess
 import tarfile
 import tempfile
+import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -118,7 +119,7 @@ def debian(packages_file: Path, arch: Arch, cache: Path = OUTPUT / "cache") -> P
         with tempfile.TemporaryDirectory(dir=cache, prefix=".debian-") as name:
             work = Path(name)
             tarball = work / "root.tar"
-            suites = fetch(wanted.packages, tarball, arch)
+            suites = fetch(wanted.packages, tarball, arch, cache / f"debian-{arch.name}.log")
             picked = Picker(tarball, work / "result", wanted, arch).pick()
             picked.suites = suites
             content = {
@@ -135,27 +136,33 @@ def debian(packages_file: Path, arch: Arch, cache: Path = OUTPUT / "cache") -> P
     return Picked(folder, content["packages"], content["suites"], content["modes"])
 
 
-def fetch(packages: Iterable[str], tarball: Path, arch: Arch) -> list[str]:
-    """Let mmdebstrap make a tarball of the packages; return the suites it used."""
+def fetch(packages: Iterable[str], tarball: Path, arch: Arch, log: Path) -> list[str]:
+    """Let mmdebstrap make a tarball of the packages; return the suites it used. What it says of a failure is in the log."""
     need_tools(["mmdebstrap"])
     sources = archives()
     say(f"fetching {arch.name} packages from {', '.join(one.suite for one in sources)}")
     try:
-        mmdebstrap(packages, tarball, sources, arch)
-    except UserError as error:
+        mmdebstrap(packages, tarball, sources, arch, log)
+    except UserError:
         # A mirror may be behind with one architecture of the security or updates suite: the image
         # is then made of the release alone, and says so here and in its manifest.
-        broken = [one for one in sources[1:] if f"/{one.suite}/" in str(error)]
+        said = "\n".join(complaints(log.read_text(errors="replace")))
+        broken = [one for one in sources[1:] if f"/{one.suite}/" in said]
         if not broken:
             raise
         names = ", ".join(one.suite for one in broken)
-        say(f"warning: {names} left out, the mirror's {arch.name} index of it is broken: {error}")
+        say(f"warning: {names} left out, the mirror's {arch.name} index of it is broken ({display(log)})")
         sources = [one for one in sources if one not in broken]
-        mmdebstrap(packages, tarball, sources, arch)
+        mmdebstrap(packages, tarball, sources, arch, log.with_suffix(".main.log"))
     return [one.suite for one in sources]
 
 
-def mmdebstrap(packages: Iterable[str], tarball: Path, sources: list[Archive], arch: Arch) -> None:
+def complaints(said: str) -> list[str]:
+    """The lines of apt and mmdebstrap which are about an error."""
+    return [line.strip() for line in said.splitlines() if line.startswith(("E: ", "Err:"))]
+
+
+def mmdebstrap(packages: Iterable[str], tarball: Path, sources: list[Archive], arch: Arch, log: Path) -> None:
     command = [
         "mmdebstrap",
         "--variant=extract",
@@ -181,9 +188,10 @@ def mmdebstrap(packages: Iterable[str], tarball: Path, sources: list[Archive], a
         check=False,
     )
     if done.returncode:
-        lines = done.stderr.splitlines()
-        errors = [line.strip() for line in lines if line.startswith(("E: ", "Err:"))]
-        raise UserError(f"mmdebstrap failed: {' / '.join(errors[:3]) or ' / '.join(lines[-3:])}")
+        write_whole(log, done.stderr)
+        reasons = complaints(done.stderr) or done.stderr.splitlines()[-1:] or [f"exit status {done.returncode}"]
+        reason = textwrap.shorten(reasons[0], 160, placeholder=" …")
+        raise UserError(f"the {arch.name} packages cannot be had by mmdebstrap: {reason} ({display(log)})")
 
 
 # --- picking ---------------------------------------------------------------------------------

@@ -7,14 +7,16 @@ import ast
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from toyline import ROOT, Line
+from toyline import ROOT, Line, copy_project
 
-from tools import boards, buildroot, environment, product
+from tools import boards, buildroot, environment, product, rootfs
 from tools.common import UserError, bounded, run
 from tools.environment import child_environment, lab_environment
 from tools.fragments import for_kernel
@@ -238,6 +240,49 @@ def test_a_project_without_git_has_no_state(
     assert (product.describe(), capsys.readouterr().out) == ("unknown", "")
 
 
+# --- umask, and a project that can only be read --------------------------------------------------
+
+
+def test_what_is_made_is_for_everybody_to_read() -> None:
+    """A folder in an archive, a file on a card: their modes are part of the bytes."""
+    script = "from tools.common import entry, run\nentry(lambda: print(run(['sh', '-c', 'umask'], what='sh')) or 0)"
+    command = ["sh", "-c", 'umask 077 && exec "$@"', "sh", sys.executable, "-c", script]
+    assert run(command, cwd=ROOT, what="umask").strip() == "0022"
+
+
+def test_a_clone_that_was_made_with_another_umask_gives_the_same_entries(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "board/common/rootfs", tmp_path / "overlay", symlinks=True)
+    before = [(one.path, one.mode) for one in rootfs.entries_of(tmp_path / "overlay").values()]
+    for path in (tmp_path / "overlay").rglob("*"):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode & 0o700)
+    assert [(one.path, one.mode) for one in rootfs.entries_of(tmp_path / "overlay").values()] == before
+    assert {mode for _, mode in before} == {0o644, 0o755, 0o777}  # files, programs, links
+
+
+def test_a_project_that_can_only_be_read_is_not_written(tmp_path: Path) -> None:
+    """A board is configured, and the kernel's source goes to the cache."""
+    project = copy_project(tmp_path / "project")
+    script = f"""
+set -e
+mount --bind {project} {project}
+mount -o remount,bind,ro {project}
+cd {project}
+! touch written 2>/dev/null
+make board_defconfig IMAGE=minimal O={tmp_path}/out
+.venv/bin/python -c 'from tools.source import Repository; print(Repository("6.1").path)'
+"""
+    before = sorted(project.rglob("*"))
+    said = run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
+        env={"XDG_CACHE_HOME": str(tmp_path / "cache")},
+        what="make",
+    )
+    assert re.search(rf"out is configured for board.*\n{tmp_path}/cache/arm-pmem/output-[0-9a-f]+/linux-6.1\n", said)
+    assert (tmp_path / "out/board.json").exists()
+    assert sorted(project.rglob("*")) == before
+
+
 # --- the Makefile ------------------------------------------------------------------------------
 
 
@@ -270,3 +315,11 @@ def test_the_front_door_opens_in_a_hostile_environment(tmp_path: Path) -> None:
     plain = front_door("list")
     assert "QEMU virt" in plain
     assert front_door("list", **(HOSTILE | python | shell | make)) == plain
+
+
+def test_what_the_front_door_installs_with_sees_no_options_of_the_users() -> None:
+    """tools/deps is started by make itself, and apt by that."""
+    seen = assignments(front_door("--eval=show: ; @env -0", "show", **HOSTILE))
+    options = ("BASH", "CDPATH", "ENV", "GREP_", "GZIP", "PERL", "POSIXLY_", "PYTHON", "SHELLOPTS", "TAR_", "XZ_")
+    assert [name for name in seen if name.startswith(options)] == []
+    assert (seen["HOME"], seen["LC_ALL"]) == (os.environ["HOME"], "C.UTF-8")

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from toyline import ROOT, in_plain_folder
+from toyline import ROOT, copy_project, in_plain_folder
 
 from tools import build
 from tools.environment import child_environment
@@ -164,16 +164,6 @@ def test_a_board_is_remembered_with_its_choices(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "is configured for board: QEMU virt" in done.stdout
     assert '"image": "minimal"' in (tmp_path / "out/board.json").read_text()
-
-
-def copy_project(project: Path) -> Path:
-    """What `make` needs in another place, without git."""
-    project.mkdir(parents=True)
-    shutil.copy(ROOT / "Makefile", project)
-    for name in ("tools", "board", "br2-external", "patches"):
-        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (project / ".venv").symlink_to(ROOT / ".venv")
-    return project
 
 
 @in_plain_folder

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A small kernel line for the tools' tests: a tarball and a series of two patches, in a temporary folder."""
+"""A small kernel line for the tools' tests: a tarball and a series of two patches, in a temporary folder; and the project itself."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import tarfile
 from dataclasses import dataclass
@@ -113,3 +114,13 @@ def make_line(folder: Path) -> Line:
     (patches / "0001-hello-say-two.patch").write_text(FIRST)
     (patches / "0002-hello-say-ten-and-thirty.patch").write_text(SECOND)
     return Line(folder, Repository("9.9", output=folder / "output", given=folder / "linux-source-9.9.tar.xz"))
+
+
+def copy_project(project: Path) -> Path:
+    """What `make` needs in another place, without git."""
+    project.mkdir(parents=True)
+    shutil.copy(ROOT / "Makefile", project)
+    for name in ("tools", "board", "br2-external", "patches"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (project / ".venv").symlink_to(ROOT / ".venv")
+    return project
