@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from tools import rack
+from tools import rack, rackboard
 from tools.common import OUTPUT, ROOT, UserError, display, end_groups, entry, say, write_whole
 from tools.regression import read_report
 
@@ -120,7 +120,7 @@ def bare(count: int, tests: Sequence[str], folder: Path) -> Cost:
         own.mkdir()
         subprocess.run(["cp", "--sparse=always", images / "sdcard.img", own / "blank"], check=True, timeout=60)
         reports.append(own / "junit.xml")
-        variables = {"LG_BUILDDIR": images, "LG_RACK_FOLDER": own, "LG_RACK_FIRMWARE": rack.firmware_of(BOARD)}
+        variables = {"LG_BUILDDIR": images, "LG_RACK_FIRMWARE": rack.firmware_of(BOARD), **rackboard.variables(own)}
         commands.append(
             ["env", *(f"{key}={value}" for key, value in variables.items()), sys.executable, "-m", "pytest"]
             + ["--lg-env", str(environment), *tests, f"--junitxml={reports[-1]}"]
