@@ -27,6 +27,12 @@ BOARD_TESTS = ROOT / "tests" / "board"
 sys.path.insert(0, str(ROOT / "labgrid"))
 # So many runs keep their logs.
 KEEP = 20
+# How long a program may take to say its version
+VERSION_LIMIT_S = 30
+# The variables of labgrid's and ours that were set when this began, by their names
+EXPORTED = {name: value for name, value in os.environ.items() if name.startswith("LG_") and value}
+# What labgrid reads itself where an environment names a RemotePlace
+REMOTE = ("LG_COORDINATOR", "LG_PROXY", "LG_HOSTNAME", "LG_USERNAME")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -90,22 +96,79 @@ def missing_images(env: Environment) -> str:
     missing = [path for path in env.config.get_images().values() if not os.path.isfile(path)]
     if not missing:
         return ""
-    return f"There is no image {missing[0]}: `{build_command(Path(missing[0]).parent)}` builds it."
+    folder = Path(missing[0]).parent
+    named = " (LG_BUILDDIR is set to that folder)" if "LG_BUILDDIR" in EXPORTED and folder == image_folder() else ""
+    return f"There is no image {missing[0]}{named}: `{build_command(folder)}` builds it."
 
 
 def environment_file(config: pytest.Config) -> str | None:
     return config.getoption("lg_env") or os.environ.get("LG_ENV")
 
 
+def asks_for_boards(config: pytest.Config) -> bool:
+    """Whether the tests on a board are among what pytest was told to run."""
+    words = [(config.invocation_params.dir / word.partition("::")[0]).resolve() for word in config.args]
+    return any(word == BOARD_TESTS or BOARD_TESTS in word.parents or word in BOARD_TESTS.parents for word in words)
+
+
+def forget_exported() -> None:
+    """Tests on the host start what they need: they are none of another project's places, boards and images."""
+    from labgrid.util.proxy import ProxyManager
+
+    for name in EXPORTED:
+        if name not in ("LG_TIMEOUT_SCALE", "LG_BUILDDIR") or (name == "LG_BUILDDIR" and not manifest()):
+            del os.environ[name]
+    # labgrid read LG_PROXY when it was imported.
+    ProxyManager._force_proxy = None
+
+
+def emulator(config: pytest.Config) -> str:
+    """The emulator which the environment names, with its version; nothing where it names none, or none can be run."""
+    from labgrid.pytestplugin.hooks import LABGRID_ENV_KEY
+
+    env = config.stash.get(LABGRID_ENV_KEY, None)
+    if env is None or "qemu" not in env.config.data.get("tools", {}):
+        return ""
+    command = [env.config.get_tool("qemu"), "-version"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=VERSION_LIMIT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""  # The driver says what is wrong with it.
+    version = re.search(r"version (\S+)", done.stdout)
+    return f"QEMU {version[1]}" if version else ""
+
+
+def taken(config: pytest.Config) -> dict[str, str]:
+    """Of the exported variables those that this run depends on."""
+    env_file = environment_file(config)
+    text = Path(env_file).read_text(errors="replace") if env_file else ""
+    names = {"LG_BUILDDIR", "LG_TIMEOUT_SCALE", *re.findall(r"\$\{?(LG_\w+)", text)}
+    if "RemotePlace" in text:
+        names.update(REMOTE)
+    if not config.getoption("lg_env"):
+        names.add("LG_ENV")
+    return {name: value for name, value in sorted(EXPORTED.items()) if name in names}
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """--interactive and --dry-run: nothing is collected, no test runs."""
+    if not config.getoption("lg_env") and not asks_for_boards(config):
+        forget_exported()
     env_file = environment_file(config)
     os.environ.setdefault("LG_BUILDDIR", f"output/{board_of(env_file)}/images")
     os.environ["LG_BUILDDIR"] = str(image_folder())
     os.environ.update(features(manifest()))
     if env_file and not os.path.isfile(env_file):
-        raise pytest.UsageError(f"There is no environment {env_file}: name a labgrid YAML, such as arm-pmem.yaml.")
+        named = "" if config.getoption("lg_env") else " (LG_ENV is set to that)"
+        raise pytest.UsageError(
+            f"There is no environment {env_file}{named}: name a labgrid YAML, such as --lg-env arm-pmem.yaml."
+        )
+    if env_file and os.path.expandvars(image_folder()) != str(image_folder()):
+        raise pytest.UsageError(
+            f"In the path {image_folder()} labgrid takes what follows a $ for a variable that is set: "
+            "name the images by a path without it, in LG_BUILDDIR."
+        )
     if not (config.getoption("interactive") or config.getoption("dry_run")):
         return None
     if not env_file:
@@ -174,13 +237,19 @@ def pytest_configure(config: pytest.Config) -> None:
             logs,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             environment=environment_file(config),
-            place=os.environ.get("LG_PLACE", ""),
+            place=taken(config).get("LG_PLACE", ""),
             tags=os.environ.get("LG_PLACE_TAGS", ""),
             manifest=manifest(),
             junit=str(Path(config.option.xmlpath).resolve()),
             selection=[word for word in chosen if word != "not slow"],
             status=None,
         )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    logs = session.config.getoption("board_logs")
+    if logs and (Path(logs) / runs.NAME).exists():
+        runs.record(Path(logs), emulator=emulator(session.config))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -195,7 +264,9 @@ def new_log_folder(config: pytest.Config) -> Path:
         logs = Path(config.option.board_logs).resolve()
         logs.mkdir(parents=True, exist_ok=True)
         return logs
-    base = (image_folder().parent if environment_file(config) else ROOT / "output" / "host") / "logs"
+    # Beside images that are not there nothing is made: the run will not come far.
+    with_images = environment_file(config) and image_folder().is_dir()
+    base = (image_folder().parent if with_images else ROOT / "output" / "host") / "logs"
     try:
         logs = runs.new_folder(base, KEEP)
     except OSError as exc:
@@ -225,4 +296,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     header = [f"logs: {os.path.relpath(logs, ROOT)}"] if logs else []
     if environment_file(config):
         header += [f"images: {os.path.relpath(image_folder(), ROOT)}", f"seed: {config.getoption('seed')}"]
+        header += [f"emulator: {name}" for name in [emulator(config)] if name]
+        variables = taken(config)
+        if variables:
+            header.append("from the environment: " + " ".join(f"{name}={value}" for name, value in variables.items()))
     return header
