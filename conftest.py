@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tools import runs
+from tools import coordinator, runs
 
 if TYPE_CHECKING:
     from labgrid.environment import Environment
@@ -169,6 +169,8 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
             f"In the path {image_folder()} labgrid takes what follows a $ for a variable that is set: "
             "name the images by a path without it, in LG_BUILDDIR."
         )
+    if env_file and "RemotePlace" in Path(env_file).read_text(errors="replace"):
+        coordinator.shorten_temporary_folder()
     if not (config.getoption("interactive") or config.getoption("dry_run")):
         return None
     if not env_file:
