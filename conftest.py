@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -153,6 +154,12 @@ def taken(config: pytest.Config) -> dict[str, str]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """--interactive and --dry-run: nothing is collected, no test runs."""
+    import boardlib
+
+    try:
+        boardlib.chosen_scale()
+    except boardlib.SettingError as exc:
+        raise pytest.UsageError(str(exc)) from exc
     if not config.getoption("lg_env") and not asks_for_boards(config):
         forget_exported()
     env_file = environment_file(config)
@@ -248,6 +255,34 @@ def pytest_configure(config: pytest.Config) -> None:
         )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool | None:
+    """pytest-timeout's limits, too, are in seconds of the machine's clock: where it is busy, a test has more time."""
+    import boardlib
+    import pytest_timeout
+
+    if settings.method != "signal":
+        return None
+    limit = boardlib.Limit(settings.timeout)
+
+    def look(number: int, frame: object) -> None:
+        left = limit.left
+        if left:
+            # 0 would switch it off.
+            signal.setitimer(signal.ITIMER_REAL, max(left, 0.01))
+        else:
+            pytest_timeout.timeout_sigalrm(item, settings)
+
+    def cancel() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+    item.cancel_timeout = cancel  # type: ignore[attr-defined]
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, limit.left)
+    return True
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     logs = session.config.getoption("board_logs")
     if logs and (Path(logs) / runs.NAME).exists():
@@ -255,9 +290,24 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    import boardlib
+
     logs = session.config.getoption("board_logs")
     if logs and (Path(logs) / runs.NAME).exists():
-        runs.record(Path(logs), status=int(exitstatus), ended=datetime.now(UTC).isoformat(timespec="seconds"))
+        clock = boardlib.machine_clock()
+        runs.record(
+            Path(logs),
+            status=int(exitstatus),
+            ended=datetime.now(UTC).isoformat(timespec="seconds"),
+            timeout_scale=[round(clock.lowest, 2), round(clock.highest, 2)],
+        )
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    import boardlib
+
+    clock = boardlib.machine_clock()
+    terminalreporter.write_line(f"timeout scale: {clock.lowest:.1f} to {clock.highest:.1f} during the run")
 
 
 def new_log_folder(config: pytest.Config) -> Path:
@@ -295,7 +345,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     logs = config.getoption("board_logs")
+    import boardlib
+
     header = [f"logs: {os.path.relpath(logs, ROOT)}"] if logs else []
+    header.append(f"timeout scale: {boardlib.machine_clock().explain()}")
     if environment_file(config):
         header += [f"images: {os.path.relpath(image_folder(), ROOT)}", f"seed: {config.getoption('seed')}"]
         header += [f"emulator: {name}" for name in [emulator(config)] if name]

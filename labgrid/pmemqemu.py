@@ -24,7 +24,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -35,6 +34,7 @@ from boardlib import (
     ConsoleTail,
     DeviceTreeError,
     ImageMissing,
+    Limit,
     MachineDied,
     QemuOptionError,
     QemuTooOld,
@@ -556,14 +556,14 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
                 answer.set_exception(exc)
 
         threading.Thread(target=ask, daemon=True).start()
-        deadline = time.monotonic() + scaled(MONITOR_LIMIT)
+        limit = Limit(MONITOR_LIMIT)
         # A guest who talks and is not read fills the socket, and then all of QEMU waits, its monitor too.
         while not concurrent.futures.wait([answer], timeout=0.01).done:
             self._drain()
-            if time.monotonic() > deadline:
+            if not limit.left:
                 self._kill()
                 raise MachineDied(
-                    f"QEMU did not answer '{command}' within {scaled(MONITOR_LIMIT):.0f} s and was killed: "
+                    f"QEMU did not answer '{command}' within {limit.waited} and was killed: "
                     "raise LG_TIMEOUT_SCALE if this machine is slow.",
                     self.tail.lines(),
                 )

@@ -132,8 +132,10 @@ def bare(count: int, tests: Sequence[str], folder: Path) -> Cost:
 def through_rack(count: int, tests: Sequence[str], folder: Path) -> Cost:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("LG_")}
-    environ |= {"LG_COORDINATOR": address, "LG_TIMEOUT_SCALE": os.environ.get("LG_TIMEOUT_SCALE", "1")}
+    environ = {
+        key: value for key, value in os.environ.items() if key == "LG_TIMEOUT_SCALE" or not key.startswith("LG_")
+    }
+    environ["LG_COORDINATOR"] = address
     own = folder / "rack"
     own.mkdir(exist_ok=True)
     rack.start(own, [BOARD] * count, address, None)
