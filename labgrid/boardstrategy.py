@@ -39,6 +39,9 @@ PANIC = r"---\[ end Kernel panic[^\r\n]*"
 RESTART_LIMIT = 30
 # How long a shell may take to answer with its prompt, in seconds before the scale factor
 PROMPT_LIMIT = 10
+# Keeps the kernel's messages off the console, where one within an answer would garble it: they stay in the kernel log.
+# On some command lines `ignore_loglevel` says that no level counts.
+SILENCE = "{ echo 1 >/proc/sys/kernel/printk; echo N >/sys/module/printk/parameters/ignore_loglevel; } 2>/dev/null"
 
 
 @target_factory.reg_driver
@@ -92,11 +95,12 @@ class BoardShellDriver(ShellDriver):
         # labgrid starts a new shell for each command, and reads its echo: too much for an emulated serial port.
         # A copy of the present shell, without echo, takes a fifth of the time.
         marker = gen_marker()
-        line = f"""stty -echo; run() {{ echo -n "$MARKER"; ( eval "$@" ); echo "$MARKER $?"; }}; """
+        line = f"""{SILENCE}; stty -echo; run() {{ echo -n "$MARKER"; ( eval "$@" ); echo "$MARKER $?"; }}; """
         line += f"echo '{marker[:4]}''{marker[4:]}'"
         for last in (False, False, True):
             self.console.sendline(line)
             try:
+                # Until the kernel is silent its words may stand anywhere, in the middle of the line or the prompt, too.
                 expect(self.console, rf"{marker}\s.*?{self.prompt}", PROMPT_LIMIT)
                 break
             except TIMEOUT:
