@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tools import runs
+from tools import coordinator, runs
 
 if TYPE_CHECKING:
     from labgrid.environment import Environment
@@ -29,6 +30,12 @@ sys.path.insert(0, str(ROOT / "labgrid"))
 os.environ["PATH"] = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
 # So many runs keep their logs.
 KEEP = 20
+# How long a program may take to say its version
+VERSION_LIMIT_S = 30
+# The variables of labgrid's and ours that were set when this began, by their names
+EXPORTED = {name: value for name, value in os.environ.items() if name.startswith("LG_") and value}
+# What labgrid reads itself where an environment names a RemotePlace
+REMOTE = ("LG_COORDINATOR", "LG_PROXY", "LG_HOSTNAME", "LG_USERNAME")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -92,22 +99,87 @@ def missing_images(env: Environment) -> str:
     missing = [path for path in env.config.get_images().values() if not os.path.isfile(path)]
     if not missing:
         return ""
-    return f"There is no image {missing[0]}: `{build_command(Path(missing[0]).parent)}` builds it."
+    folder = Path(missing[0]).parent
+    named = " (LG_BUILDDIR is set to that folder)" if "LG_BUILDDIR" in EXPORTED and folder == image_folder() else ""
+    return f"There is no image {missing[0]}{named}: `{build_command(folder)}` builds it."
 
 
 def environment_file(config: pytest.Config) -> str | None:
     return config.getoption("lg_env") or os.environ.get("LG_ENV")
 
 
+def asks_for_boards(config: pytest.Config) -> bool:
+    """Whether the tests on a board are among what pytest was told to run."""
+    words = [(config.invocation_params.dir / word.partition("::")[0]).resolve() for word in config.args]
+    return any(word == BOARD_TESTS or BOARD_TESTS in word.parents or word in BOARD_TESTS.parents for word in words)
+
+
+def forget_exported() -> None:
+    """Tests on the host start what they need: they are none of another project's places, boards and images."""
+    from labgrid.util.proxy import ProxyManager
+
+    for name in EXPORTED:
+        if name not in ("LG_TIMEOUT_SCALE", "LG_BUILDDIR") or (name == "LG_BUILDDIR" and not manifest()):
+            del os.environ[name]
+    # labgrid read LG_PROXY when it was imported.
+    ProxyManager._force_proxy = None
+
+
+def emulator(config: pytest.Config) -> str:
+    """The emulator which the environment names, with its version; nothing where it names none, or none can be run."""
+    from labgrid.pytestplugin.hooks import LABGRID_ENV_KEY
+
+    env = config.stash.get(LABGRID_ENV_KEY, None)
+    if env is None or "qemu" not in env.config.data.get("tools", {}):
+        return ""
+    command = [env.config.get_tool("qemu"), "-version"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=VERSION_LIMIT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""  # The driver says what is wrong with it.
+    version = re.search(r"version (\S+)", done.stdout)
+    return f"QEMU {version[1]}" if version else ""
+
+
+def taken(config: pytest.Config) -> dict[str, str]:
+    """Of the exported variables those that this run depends on."""
+    env_file = environment_file(config)
+    text = Path(env_file).read_text(errors="replace") if env_file else ""
+    names = {"LG_BUILDDIR", "LG_TIMEOUT_SCALE", *re.findall(r"\$\{?(LG_\w+)", text)}
+    if "RemotePlace" in text:
+        names.update(REMOTE)
+    if not config.getoption("lg_env"):
+        names.add("LG_ENV")
+    return {name: value for name, value in sorted(EXPORTED.items()) if name in names}
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """--interactive and --dry-run: nothing is collected, no test runs."""
+    import boardlib
+
+    try:
+        boardlib.chosen_scale()
+    except boardlib.SettingError as exc:
+        raise pytest.UsageError(str(exc)) from exc
+    if not config.getoption("lg_env") and not asks_for_boards(config):
+        forget_exported()
     env_file = environment_file(config)
     os.environ.setdefault("LG_BUILDDIR", f"output/{board_of(env_file)}/images")
     os.environ["LG_BUILDDIR"] = str(image_folder())
     os.environ.update(features(manifest()))
     if env_file and not os.path.isfile(env_file):
-        raise pytest.UsageError(f"There is no environment {env_file}: name a labgrid YAML, such as arm-pmem.yaml.")
+        named = "" if config.getoption("lg_env") else " (LG_ENV is set to that)"
+        raise pytest.UsageError(
+            f"There is no environment {env_file}{named}: name a labgrid YAML, such as --lg-env arm-pmem.yaml."
+        )
+    if env_file and os.path.expandvars(image_folder()) != str(image_folder()):
+        raise pytest.UsageError(
+            f"In the path {image_folder()} labgrid takes what follows a $ for a variable that is set: "
+            "name the images by a path without it, in LG_BUILDDIR."
+        )
+    if env_file and "RemotePlace" in Path(env_file).read_text(errors="replace"):
+        coordinator.shorten_temporary_folder()
     if not (config.getoption("interactive") or config.getoption("dry_run")):
         return None
     if not env_file:
@@ -176,7 +248,7 @@ def pytest_configure(config: pytest.Config) -> None:
             logs,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             environment=environment_file(config),
-            place=os.environ.get("LG_PLACE", ""),
+            place=taken(config).get("LG_PLACE", ""),
             tags=os.environ.get("LG_PLACE_TAGS", ""),
             manifest=manifest(),
             junit=str(Path(config.option.xmlpath).resolve()),
@@ -185,10 +257,59 @@ def pytest_configure(config: pytest.Config) -> None:
         )
 
 
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool | None:
+    """pytest-timeout's limits, too, are in seconds of the machine's clock: where it is busy, a test has more time."""
+    import boardlib
+    import pytest_timeout
+
+    if settings.method != "signal":
+        return None
+    limit = boardlib.Limit(settings.timeout)
+
+    def look(number: int, frame: object) -> None:
+        left = limit.left
+        if left:
+            # 0 would switch it off.
+            signal.setitimer(signal.ITIMER_REAL, max(left, 0.01))
+        else:
+            pytest_timeout.timeout_sigalrm(item, settings)
+
+    def cancel() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+    item.cancel_timeout = cancel  # type: ignore[attr-defined]
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, limit.left)
+    return True
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
     logs = session.config.getoption("board_logs")
     if logs and (Path(logs) / runs.NAME).exists():
-        runs.record(Path(logs), status=int(exitstatus), ended=datetime.now(UTC).isoformat(timespec="seconds"))
+        runs.record(Path(logs), emulator=emulator(session.config))
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    import boardlib
+
+    logs = session.config.getoption("board_logs")
+    if logs and (Path(logs) / runs.NAME).exists():
+        clock = boardlib.machine_clock()
+        runs.record(
+            Path(logs),
+            status=int(exitstatus),
+            ended=datetime.now(UTC).isoformat(timespec="seconds"),
+            timeout_scale=[round(clock.lowest, 2), round(clock.highest, 2)],
+        )
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    import boardlib
+
+    clock = boardlib.machine_clock()
+    terminalreporter.write_line(f"timeout scale: {clock.lowest:.1f} to {clock.highest:.1f} during the run")
 
 
 def new_log_folder(config: pytest.Config) -> Path:
@@ -197,7 +318,9 @@ def new_log_folder(config: pytest.Config) -> Path:
         logs = Path(config.option.board_logs).resolve()
         logs.mkdir(parents=True, exist_ok=True)
         return logs
-    base = (image_folder().parent if environment_file(config) else ROOT / "output" / "host") / "logs"
+    # Beside images that are not there nothing is made: the run will not come far.
+    with_images = environment_file(config) and image_folder().is_dir()
+    base = (image_folder().parent if with_images else ROOT / "output" / "host") / "logs"
     try:
         logs = runs.new_folder(base, KEEP)
     except OSError as exc:
@@ -224,7 +347,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     logs = config.getoption("board_logs")
+    import boardlib
+
     header = [f"logs: {os.path.relpath(logs, ROOT)}"] if logs else []
+    header.append(f"timeout scale: {boardlib.machine_clock().explain()}")
     if environment_file(config):
         header += [f"images: {os.path.relpath(image_folder(), ROOT)}", f"seed: {config.getoption('seed')}"]
+        header += [f"emulator: {name}" for name in [emulator(config)] if name]
+        variables = taken(config)
+        if variables:
+            header.append("from the environment: " + " ".join(f"{name}={value}" for name, value in variables.items()))
     return header

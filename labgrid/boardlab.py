@@ -133,8 +133,12 @@ class BoardUBootDriver(UBootDriver):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        self.login_timeout = max(1, round(scaled(self.login_timeout)))
+        self._login_limit_s = self.login_timeout
         self.tail = ConsoleTail(self.console)
+
+    def on_activate(self) -> None:
+        self.login_timeout = max(1, round(scaled(self._login_limit_s)))
+        super().on_activate()
 
     def do(self, command: str, limit: float = COMMAND_LIMIT) -> list[str]:
         """The output of a command which must succeed, within limit seconds (before the scale factor)."""

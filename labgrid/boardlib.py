@@ -8,11 +8,18 @@ first). There is no __init__.py here: a package named labgrid would shadow the r
 from __future__ import annotations
 
 import abc
+import collections
+import contextlib
+import functools
 import os
 import re
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 from labgrid.step import steps
+from pexpect import TIMEOUT
 
 SCALE_VARIABLE = "LG_TIMEOUT_SCALE"
 
@@ -81,16 +88,152 @@ class CommandTimeout(BoardError):
     """A command on the target did not come back in its time."""
 
 
-def scaled(seconds: float) -> float:
-    """A time limit, made longer for slow machines by the one factor in LG_TIMEOUT_SCALE."""
-    text = os.environ.get(SCALE_VARIABLE, "1")
+# Time limits ------------------------------------------------------------------------------------------------------
+
+
+def chosen_scale() -> float | None:
+    """The factor in LG_TIMEOUT_SCALE; None where it is not set, and the machine is measured."""
+    text = os.environ.get(SCALE_VARIABLE, "")
+    if not text:
+        return None
     try:
         factor = float(text)
     except ValueError:
         factor = 0.0
     if not 0 < factor < 1e6:
         raise SettingError(f"{SCALE_VARIABLE}='{text}' is no factor: give a number above 0, such as 2.5.")
-    return seconds * factor
+    return factor
+
+
+def usable_processors() -> float:
+    """Those which this process may run on, by its affinity and the quota of its control group."""
+    number = float(len(os.sched_getaffinity(0)))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        number = min(number, int(quota) / int(period))
+    return number
+
+
+class MachineClock:
+    """A clock which goes slower on a slow machine, and on one with more to do than it has processors.
+
+    Its seconds are those of the reference with nothing else to do. A thread looks again and again how many programs
+    want to run: each then has its share of the processors only, and takes as many times as long.
+    """
+
+    # Processor time of the fixed work of _slowness() on the reference, in seconds: a virtual machine on a Xeon of 2023
+    REFERENCE_S = 0.010
+    INTERVAL_S = 0.25
+    # The load is the mean of so many looks.
+    LOOKS = 8
+    # Whatever was measured, no limit becomes longer than this.
+    MOST = 40.0
+
+    def __init__(self) -> None:
+        self.slowness = self._slowness()
+        self._processors = usable_processors()
+        self._looks = collections.deque([self._load() for _ in range(4)], self.LOOKS)
+        self._lock = threading.Lock()
+        self._passed = 0.0
+        self._last = time.monotonic()
+        self.highest = self.lowest = self.scale
+        threading.Thread(target=self._watch, name="machine clock", daemon=True).start()
+
+    def _slowness(self) -> float:
+        """How many times as long as on the reference a fixed work takes: of several turns the fastest, at least 1."""
+        turns = []
+        for _ in range(5):
+            start, number = time.thread_time(), 0
+            for step in range(100_000):
+                number = (number * 31 + step) & 0xFFFF
+            turns.append(time.thread_time() - start)
+        return max(1.0, min(turns) / self.REFERENCE_S)
+
+    def _load(self) -> float:
+        """How many programs want to run for each processor, this one not counted; at least 1."""
+        try:
+            running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+        except (OSError, ValueError, IndexError):
+            return 1.0
+        return max(1.0, (running - 1) / self._processors)
+
+    @property
+    def load(self) -> float:
+        return sum(self._looks) / len(self._looks)
+
+    @property
+    def scale(self) -> float:
+        return chosen_scale() or min(self.slowness * self.load, self.MOST)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(self.INTERVAL_S)
+            with self._lock:
+                self._looks.append(self._load())
+            self.seconds()
+            self.highest, self.lowest = max(self.highest, self.scale), min(self.lowest, self.scale)
+
+    def seconds(self) -> float:
+        """What this clock shows."""
+        with self._lock:
+            now = time.monotonic()
+            self._passed += (now - self._last) / self.scale
+            self._last = now
+            return self._passed
+
+    def explain(self) -> str:
+        """The scale for the user, and where it comes from."""
+        if chosen_scale() is not None:
+            return f"{self.scale:g} ({SCALE_VARIABLE})"
+        return (
+            f"{self.scale:.1f} (measured: {self.slowness:.1f} times the reference's time, {self.load:.1f} programs for each "
+            f"processor; follows the load; {SCALE_VARIABLE} overrides)"
+        )
+
+
+@functools.cache
+def machine_clock() -> MachineClock:
+    """The one of this process; it begins with the first limit."""
+    return MachineClock()
+
+
+def scaled(seconds: float) -> float:
+    """A time limit, made longer for a slow or busy machine as it is now; LG_TIMEOUT_SCALE is another factor."""
+    return seconds * machine_clock().scale
+
+
+class Limit:
+    """A limit of so many seconds of the machine's clock: it gets longer when the machine gets slower meanwhile."""
+
+    def __init__(self, seconds: float) -> None:
+        self._start = time.monotonic()
+        self._end = machine_clock().seconds() + seconds
+
+    @property
+    def left(self) -> float:
+        """In seconds of the wall's clock, at the machine's present pace; 0 when it is over."""
+        clock = machine_clock()
+        return max(0.0, self._end - clock.seconds()) * clock.scale
+
+    @property
+    def waited(self) -> str:
+        """For the user, who looks at the wall's clock, when it is over."""
+        return f"{time.monotonic() - self._start:.0f} s"
+
+
+def expect(console: Any, pattern: Any, seconds: float) -> Any:
+    """What console.expect() returns, within so many seconds of the machine's clock."""
+    limit = Limit(seconds)
+    while True:
+        try:
+            return console.expect(pattern, timeout=limit.left)
+        except TIMEOUT:
+            # What was read until now is kept for the next turn.
+            if not limit.left:
+                raise
+
+
+# The console ------------------------------------------------------------------------------------------------------
 
 
 class ConsoleTail:

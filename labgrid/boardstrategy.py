@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import enum
 import re
+import shlex
+import time
 
 import attr
 from boardlib import (
@@ -17,8 +19,10 @@ from boardlib import (
     ConsoleTail,
     FlashProtocol,
     KernelPanicked,
+    Limit,
     StuckInBootLoader,
-    scaled,
+    chosen_scale,
+    expect,
 )
 from labgrid.driver import ShellDriver
 from labgrid.driver.powerdriver import PowerResetMixin
@@ -26,12 +30,18 @@ from labgrid.factory import target_factory
 from labgrid.protocol import CommandProtocol
 from labgrid.step import step
 from labgrid.strategy import Strategy, StrategyError
+from labgrid.util import gen_marker, re_vt100
 from pexpect import TIMEOUT
 
 # The last line of a kernel that gave up for good: nothing comes after it.
 PANIC = r"---\[ end Kernel panic[^\r\n]*"
 # How long the first sign of a restart may take after it was asked for, in seconds before the scale factor
 RESTART_LIMIT = 30
+# How long a shell may take to answer with its prompt, in seconds before the scale factor
+PROMPT_LIMIT = 10
+# Keeps the kernel's messages off the console, where one within an answer would garble it: they stay in the kernel log.
+# On some command lines `ignore_loglevel` says that no level counts.
+SILENCE = "{ echo 1 >/proc/sys/kernel/printk; echo N >/sys/module/printk/parameters/ignore_loglevel; } 2>/dev/null"
 
 
 @target_factory.reg_driver
@@ -44,7 +54,7 @@ class BoardShellDriver(ShellDriver):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        self.login_timeout = max(1, round(scaled(self.login_timeout)))
+        chosen_scale()  # One that makes no sense is refused at once.
         self.tail = ConsoleTail(self.console)
         self._at_prompt = False
 
@@ -54,13 +64,24 @@ class BoardShellDriver(ShellDriver):
 
     def _await_login(self) -> None:
         # A panic ends the wait for the prompt as the prompt does: nobody has to wait for the limit.
-        prompt = self.prompt
+        prompt, login_limit_s = self.prompt, self.login_timeout
+        limit = Limit(login_limit_s)
         self.prompt = f"{prompt}|{PANIC}"
         self.tail.clear()
+        # What labgrid asks next, whether the prompt is there, _inject_run() asks in its own way.
+        self._at_prompt = True
         try:
-            super()._await_login()
+            while True:
+                self.login_timeout = max(1, round(limit.left))
+                try:
+                    super()._await_login()
+                    break
+                except TIMEOUT:
+                    if not limit.left:
+                        raise
         finally:
-            self.prompt = prompt
+            self.prompt, self.login_timeout = prompt, login_limit_s
+            self._at_prompt = False
         if re.search(PANIC, self.tail.text):
             raise TIMEOUT("the kernel panicked")
 
@@ -73,28 +94,44 @@ class BoardShellDriver(ShellDriver):
     def _inject_run(self) -> None:
         # labgrid starts a new shell for each command, and reads its echo: too much for an emulated serial port.
         # A copy of the present shell, without echo, takes a fifth of the time.
-        self.console.sendline("""stty -echo; run() { echo -n "$MARKER"; ( eval "$@" ); echo "$MARKER $?"; }""")
-        self.console.expect(self.prompt, timeout=scaled(30))
+        marker = gen_marker()
+        line = f"""{SILENCE}; stty -echo; run() {{ echo -n "$MARKER"; ( eval "$@" ); echo "$MARKER $?"; }}; """
+        line += f"echo '{marker[:4]}''{marker[4:]}'"
+        for last in (False, False, True):
+            self.console.sendline(line)
+            try:
+                # Until the kernel is silent its words may stand anywhere, in the middle of the line or the prompt, too.
+                expect(self.console, rf"{marker}\s.*?{self.prompt}", PROMPT_LIMIT)
+                break
+            except TIMEOUT:
+                if last:
+                    raise
+        self._at_prompt = True
 
     def _run(  # type: ignore[no-untyped-def]
         self, cmd: str, *, timeout: float = 30.0, codec: str = "utf-8", decodeerrors: str = "strict"
     ):
-        limit = scaled(timeout)
+        """As labgrid's, but for the limit, which is in seconds of the machine's clock."""
+        start = time.monotonic()
         try:
-            # An oops prints into the dialogue, so bytes which are no text must not hide it.
-            result = super()._run(cmd, timeout=limit, codec=codec, decodeerrors="replace")
-        except TIMEOUT as exc:
+            self._check_prompt()
             self._at_prompt = False
+            marker = gen_marker()
+            # Not written as it will come back: the target may have an echo.
+            self.console.sendline(f"MARKER='{marker[:4]}''{marker[4:]}' run {shlex.quote(cmd)}")
+            _, _, match, _ = expect(self.console, rf"{marker}(.*){marker}\s+(\d+)\s+{self.prompt}", timeout)
+        except TIMEOUT as exc:
             raise CommandTimeout(
-                f"The target did not answer within {limit:.0f} s to '{cmd}': it hangs, or is slow "
+                f"The target did not answer within {time.monotonic() - start:.0f} s to '{cmd}': it hangs, or is slow "
                 "(LG_TIMEOUT_SCALE gives it more time).",
                 self.tail.lines(),
             ) from exc
-        except BaseException:
-            self._at_prompt = False
-            raise
         self._at_prompt = True
-        return result
+        # An oops prints into the dialogue, so bytes which are no text must not hide it.
+        lines = re_vt100.sub("", match[1].decode(codec, "replace")).split("\r\n")
+        if lines and not lines[-1]:
+            del lines[-1]
+        return lines, [], int(match[2])
 
 
 class Status(enum.Enum):
@@ -248,7 +285,7 @@ class BoardStrategy(Strategy):
         return exc
 
     def _await_restart(self) -> None:
-        self.console.expect(self.restart_line, timeout=scaled(RESTART_LIMIT))
+        expect(self.console, self.restart_line, RESTART_LIMIT)
 
     def lost(self) -> None:
         """Says that nobody knows any more what the target does: the next transition starts it anew."""

@@ -24,7 +24,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -35,6 +34,7 @@ from boardlib import (
     ConsoleTail,
     DeviceTreeError,
     ImageMissing,
+    Limit,
     MachineDied,
     QemuOptionError,
     QemuTooOld,
@@ -61,6 +61,11 @@ class Region(NamedTuple):
     address: int
     size: int
     volatile: bool = False
+
+
+def option_value(path: Path | str) -> str:
+    """A path within one of QEMU's options of many parts, which it splits at commas."""
+    return str(path).replace(",", ",,")
 
 
 def run_tool(cmd: list[str], mend: str, said: str = "") -> subprocess.CompletedProcess[str]:
@@ -130,7 +135,6 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
     # What labgrid's class has without types
     status: int
     _child: subprocess.Popen[bytes] | None
-    _socket: socket.socket | None
     _clientsocket: socket.socket | None
 
     run_dir = attr.ib(default="run", validator=attr.validators.instance_of(str))
@@ -249,10 +253,11 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         if self.initrd is not None:
             cmd += ["-initrd", self.image(self.initrd)]
         if self.drive is not None:
-            cmd += ["-drive", f"file={self.drive_file},format=raw,{self.drive_opts}"]
+            cmd += ["-drive", f"file={option_value(self.drive_file)},format=raw,{self.drive_opts}"]
         # A second -machine adds to the first. labgrid compares self.machine with names, so it must stay a bare name.
         cmd += ["-machine", "memory-backend=ram"]
-        cmd += ["-object", f"memory-backend-file,id=ram,size={self.memory},share=on,mem-path={self.ram_file}"]
+        ram = f"memory-backend-file,id=ram,size={self.memory},share=on"
+        cmd += ["-object", f"{ram},mem-path={option_value(self.ram_file)}"]
         return cmd
 
     def get_qemu_base_args(self) -> list[str]:
@@ -329,10 +334,10 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         """Has QEMU dump this very machine's device tree; that checks the command line, too."""
         dtb.unlink(missing_ok=True)
         cmd = self._machine_args()
-        cmd += ["-machine", f"dumpdtb={dtb}", "-S", "-serial", "null", "-monitor", "stdio"]
-        # A machine for which QEMU makes no device tree dumps nothing, and waits.
+        cmd += ["-machine", f"dumpdtb={option_value(dtb)}", "-S", "-serial", "null", "-monitor", "stdio"]
+        # A machine for which QEMU makes no device tree dumps nothing, and waits; since 10.0 it says so, and ends.
         result = run_tool(cmd, "install the package qemu-system-arm", "quit\n")
-        if result.returncode:
+        if result.returncode and "machine doesn't have an FDT" not in result.stderr:
             self._raise_refusal(result)
         if not dtb.is_file():
             raise DeviceTreeError(
@@ -400,8 +405,7 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
     # labgrid's life cycle ---------------------------------------------------------------------------------------------
 
     def on_activate(self) -> None:
-        super().on_activate()
-        self._stderr = Path(self._tempdir) / "stderr"
+        """Nothing: the serial port of labgrid's class is a socket in TMPDIR, whose path may be too long for one."""
 
     def on_deactivate(self) -> None:
         try:
@@ -409,10 +413,6 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
                 self.off()
         finally:
             self._close_client()
-            if self._socket is not None:
-                self._socket.close()
-                self._socket = None
-            shutil.rmtree(self._tempdir, ignore_errors=True)
             if self._slot is not None and not self._keep:
                 self.ram_file.unlink(missing_ok=True)
                 self.drive_file.unlink(missing_ok=True)
@@ -431,23 +431,27 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         # The images may have been built anew since the last start, and a test may have changed the arguments.
         self.prepare()
         self._cmd = [*self.get_qemu_base_args(), "-S", "-qmp", "stdio"]
-        self._cmd += ["-chardev", f"socket,id=serialsocket,path={self._tempdir}/serialrw"]
+        # The serial port is one end of a connected pair, which QEMU inherits: it needs no path.
+        self._clientsocket, port = socket.socketpair()
+        self._clientsocket.setblocking(False)
+        self._cmd += ["-chardev", f"socket,id=serialsocket,fd={port.fileno()}"]
         self._cmd += ["-serial", "chardev:serialsocket"]
         self.tail.clear()
         self.logger.debug("Starting with: %s", shlex.join(self._cmd))
-        assert self._stderr is not None
-        with self._stderr.open("wb") as stderr:
-            self._child = subprocess.Popen(
-                # setpriv: the kernel kills QEMU when this process is gone, however it ended. A session of its
-                # own: a Ctrl-C is for pytest, which then ends QEMU in order.
-                ["setpriv", "--pdeathsig", "KILL", "--", *self._cmd],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                start_new_session=True,
-            )
+        self._stderr = self.slot / "stderr"
         try:
-            self._accept()
+            with port, self._stderr.open("wb") as stderr:
+                self._child = subprocess.Popen(
+                    # setpriv: the kernel kills QEMU when this process is gone, however it ended. A session of its
+                    # own: a Ctrl-C is for pytest, which then ends QEMU in order.
+                    ["setpriv", "--pdeathsig", "KILL", "--", *self._cmd],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    start_new_session=True,
+                    pass_fds=[port.fileno()],
+                )
+            self._await_monitor()
             try:
                 self.qmp = QMPMonitor(self._child.stdout, self._child.stdin)
                 self.status = 1
@@ -462,20 +466,14 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         # What the previous machine said last must not be taken for this one's output.
         self._expect.buffer = b""
 
-    def _accept(self) -> None:
-        """Waits for QEMU to connect its serial port, as long as it lives and not longer than the limit."""
-        assert self._socket is not None and self._child is not None
-        deadline = time.monotonic() + scaled(START_LIMIT)
-        while not select.select([self._socket], [], [], 0.05)[0]:
-            if self._child.poll() is not None:
-                self._raise_death()
-            if time.monotonic() > deadline:
-                raise MachineDied(
-                    f"QEMU did not open its serial port within {scaled(START_LIMIT):.0f} s: "
-                    "raise LG_TIMEOUT_SCALE if this machine is slow."
-                )
-        self._clientsocket, _ = self._socket.accept()
-        self._clientsocket.setblocking(False)
+    def _await_monitor(self) -> None:
+        """Waits for QEMU's greeting, or its end, not longer than the limit."""
+        assert self._child is not None and self._child.stdout is not None
+        if not select.select([self._child.stdout], [], [], scaled(START_LIMIT))[0]:
+            raise MachineDied(
+                f"QEMU did not open its monitor within {scaled(START_LIMIT):.0f} s: "
+                "raise LG_TIMEOUT_SCALE if this machine is slow."
+            )
 
     def _raise_death(self, cause: BaseException | None = None) -> NoReturn:
         """Says how QEMU ended, and puts this driver into the state `off`."""
@@ -484,7 +482,7 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
             code = self._child.wait(timeout=scaled(QUIT_LIMIT))
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         except subprocess.TimeoutExpired:
-            how = "closed its serial port, but still runs"
+            how = "closed its monitor or its serial port, but still runs"
         said = self._stderr.read_text(errors="replace").strip() if self._stderr and self._stderr.exists() else ""
         said = f" and said: {' / '.join(said.splitlines())}" if said else ""
         self._kill()
@@ -558,14 +556,14 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
                 answer.set_exception(exc)
 
         threading.Thread(target=ask, daemon=True).start()
-        deadline = time.monotonic() + scaled(MONITOR_LIMIT)
+        limit = Limit(MONITOR_LIMIT)
         # A guest who talks and is not read fills the socket, and then all of QEMU waits, its monitor too.
         while not concurrent.futures.wait([answer], timeout=0.01).done:
             self._drain()
-            if time.monotonic() > deadline:
+            if not limit.left:
                 self._kill()
                 raise MachineDied(
-                    f"QEMU did not answer '{command}' within {scaled(MONITOR_LIMIT):.0f} s and was killed: "
+                    f"QEMU did not answer '{command}' within {limit.waited} and was killed: "
                     "raise LG_TIMEOUT_SCALE if this machine is slow.",
                     self.tail.lines(),
                 )

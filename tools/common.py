@@ -129,12 +129,6 @@ def end_groups(processes: Iterable[subprocess.Popen[Any]], first: signal.Signals
                 process.wait(timeout=max(0, deadline - time.monotonic()))
 
 
-def cache_folder() -> Path:
-    """Where downloads outlive a clone of this project."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "arm-pmem"
-
-
 def check_path(path: Path, fix: str, harmless: str = r"[\w./+~,@-]") -> None:
     """A folder whose name Kbuild, which quotes no path, would trip over is an error before anything is touched."""
     odd = " ".join("a space" if one.isspace() else one for one in sorted(set(re.sub(harmless, "", str(path)))))

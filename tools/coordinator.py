@@ -8,6 +8,7 @@ import asyncio
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -18,6 +19,20 @@ T = TypeVar("T")
 DEFAULT = "127.0.0.1:20408"
 # How long the coordinator may take for an answer, in seconds
 LIMIT = 20
+# Where labgrid's ssh can have its control sockets
+SOCKET_FOLDER = re.compile(r"[\w./+-]{1,30}", re.ASCII)
+
+
+def shorten_temporary_folder() -> None:
+    """Where TMPDIR is no place for ssh's control sockets, another folder serves this program and its children.
+
+    The path of a socket has 107 bytes at most, and behind TMPDIR come labgrid's folder, the host's name and what ssh adds;
+    and ssh splits the option that names it at spaces.
+    """
+    if not SOCKET_FOLDER.fullmatch(tempfile.gettempdir()):
+        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+        usable = SOCKET_FOLDER.fullmatch(runtime) and os.access(runtime, os.W_OK | os.X_OK)
+        tempfile.tempdir = os.environ["TMPDIR"] = runtime if usable else "/tmp"
 
 
 def address() -> str:

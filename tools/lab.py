@@ -332,6 +332,7 @@ def main() -> int:
     parser.add_argument("--wait", type=float, default=WAIT, help="how long a reservation may wait, in seconds")
     parser.add_argument("arguments", nargs="*", help="pytest's, instead of tests/board")
     options = parser.parse_intermixed_args()
+    coordinator.shorten_temporary_folder()
     if options.action == "flash-held":
         return flash_held()
     if options.action == "off-held":

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from tools import rack
+from tools import rack, rackboard
 from tools.common import OUTPUT, ROOT, UserError, display, end_groups, entry, run, say, write_whole
 from tools.environment import child_environment, lab_environment
 from tools.regression import read_report
@@ -121,7 +121,7 @@ def bare(count: int, tests: Sequence[str], folder: Path) -> Cost:
         own.mkdir()
         run(["cp", "--sparse=always", images / "sdcard.img", own / "blank"], what="the copy of a disk", timeout=60)
         reports.append(own / "junit.xml")
-        variables = {"LG_BUILDDIR": images, "LG_RACK_FOLDER": own, "LG_RACK_FIRMWARE": rack.firmware_of(BOARD)}
+        variables = {"LG_BUILDDIR": images, "LG_RACK_FIRMWARE": rack.firmware_of(BOARD), **rackboard.variables(own)}
         commands.append(
             ["env", *(f"{key}={value}" for key, value in variables.items()), sys.executable, "-m", "pytest"]
             + ["--lg-env", str(environment), *tests, f"--junitxml={reports[-1]}"]
@@ -133,8 +133,8 @@ def bare(count: int, tests: Sequence[str], folder: Path) -> Cost:
 def through_rack(count: int, tests: Sequence[str], folder: Path) -> Cost:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    scale = os.environ.get("LG_TIMEOUT_SCALE", "1")
-    environ = child_environment(LG_COORDINATOR=address, LG_TIMEOUT_SCALE=scale)
+    scale = {name: value for name, value in lab_environment().items() if name == "LG_TIMEOUT_SCALE"}
+    environ = child_environment(LG_COORDINATOR=address, **scale)
     own = folder / "rack"
     own.mkdir(exist_ok=True)
     rack.start(own, [BOARD] * count, address, None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -26,6 +27,12 @@ from tools.common import ROOT, UserError, entry, say
 BACKLOG = 1 << 20
 # How long a PUT may take: the start of an emulator on a busy machine, in seconds
 SWITCH_LIMIT = 60
+
+
+def variables(folder: Path) -> dict[str, str]:
+    """What the emulator's environment asks for: the board's own folder, and TFTP's as a word of QEMU's command line."""
+    tftp = str(folder.resolve() / "tftp").replace(",", ",,")
+    return {"LG_RACK_FOLDER": str(folder.resolve()), "LG_RACK_TFTP": shlex.quote(tftp)}
 
 
 class Board:
@@ -173,7 +180,7 @@ def main() -> int:
     if not options.environment.is_file():
         raise UserError(f"there is no {options.environment}")
     sys.path.insert(0, str(ROOT / "labgrid"))
-    os.environ["LG_RACK_FOLDER"] = str(options.folder.resolve())
+    os.environ.update(variables(options.folder))
     asyncio.run(serve(options.environment, options.folder, options.console, options.power))
     return 0
 

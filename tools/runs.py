@@ -86,7 +86,7 @@ class Run:
     def through(self) -> str:
         """How the suite reached the board: an emulator of its own, or a place in a lab."""
         place = self.facts.get("place")
-        return f"lab, place {place}" if place else "QEMU"
+        return f"lab, place {place}" if place else str(self.facts.get("emulator") or "QEMU")
 
     @property
     def emulated(self) -> bool:

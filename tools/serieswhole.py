@@ -105,7 +105,9 @@ def ask(qemu: str, kernel: Path, archive: Path, folder: Path) -> tuple[str, str]
     with nvdimm.open("wb") as stream:
         stream.truncate(NVDIMM + LABELS)
     command = ["-M", "q35,nvdimm=on", "-m", "1G,slots=2,maxmem=4G", "-smp", "2", "-nic", "none", "-display", "none"]
-    command += ["-object", f"memory-backend-file,id=nv,share=on,mem-path={nvdimm},size={NVDIMM + LABELS}"]
+    # QEMU splits an option at commas.
+    path = str(nvdimm).replace(",", ",,")
+    command += ["-object", f"memory-backend-file,id=nv,share=on,mem-path={path},size={NVDIMM + LABELS}"]
     command += [
         "-device",
         f"nvdimm,id=nvdimm0,memdev=nv,label-size={LABELS}",

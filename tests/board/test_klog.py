@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from boardtools import COMPLAINTS, KernelComplaint, KernelLog, Shell
 
@@ -21,6 +23,17 @@ def test_the_next_test_does_not_answer_for_it(sh: Shell) -> None:
 @pytest.mark.klog_allows("a_test_wrote_this")
 def test_a_test_may_allow_a_complaint_which_it_provokes(sh: Shell) -> None:
     sh(f"echo '{FAKE}' >/dev/kmsg")
+
+
+def test_a_kernel_that_prints_everything_says_nothing_within_an_answer(sh: Shell, strategy: Any) -> None:
+    """`ignore_loglevel` on the command line, and a kernel that talks while the suite comes to the shell."""
+    noise = "n=0; while [ $n -lt 500 ]; do n=$((n + 1)); echo 'noise of the kernel' >/dev/kmsg; done"
+    sh(f"echo 8 >/proc/sys/kernel/printk; echo Y >/sys/module/printk/parameters/ignore_loglevel; ({noise}) &")
+    strategy.target.deactivate(strategy.shell)
+    strategy.console.sendline("")
+    strategy.target.activate(strategy.shell)
+    assert sh("echo '<1>an alert' >/dev/kmsg; dmesg | grep -c 'noise of'; echo answer").split()[1:] == ["answer"]
+    assert sh("cat /proc/sys/kernel/printk").split()[0] == "1"
 
 
 def test_a_look_shows_each_line_once(sh: Shell) -> None:

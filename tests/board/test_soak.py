@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from boardlib import scaled
 from boardtools import Region, Shell, Volumes, dm_create, is_dax
 
 pytestmark = pytest.mark.lg_feature("dax")
@@ -53,7 +52,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seconds" in metafunc.fixturenames:
         minutes = metafunc.config.getoption("minutes")
         rounds = [ROUND] * minutes or [SHORT_ROUND]
-        marks = pytest.mark.timeout(scaled(ROUND + BESIDES))
+        marks = pytest.mark.timeout(ROUND + BESIDES)
         metafunc.parametrize("seconds", [pytest.param(one, marks=marks, id=f"{n}") for n, one in enumerate(rounds)])
 
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,32 +14,52 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from boardlib import scaled
 from boardtools import Shell
 
 pytestmark = pytest.mark.lg_feature("virtio-fs")
-# QEMU's own; Debian 12 has it in qemu-system-common.
-SERVER = Path("/usr/lib/qemu/virtiofsd")
+# Where distributions have virtiofsd: a program of its own since Debian 13, before that a part of QEMU
+FOLDERS = ("/usr/libexec", "/usr/lib", "/usr/lib/qemu")
 POINT = "/mnt/host"
+
+
+def server_options(program: str, folder: str) -> list[str]:
+    """How to share a folder through a chroot: QEMU's old virtiofsd, in C, has other options than the one in Rust."""
+    asked = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=scaled(30), check=False)
+    if "--shared-dir" in asked.stdout:
+        return ["--shared-dir", folder, "--sandbox", "chroot", "--cache", "auto"]
+    return ["-o", f"source={folder}", "-o", "sandbox=chroot", "-o", "cache=auto"]
 
 
 @pytest.fixture(scope="module")
 def shared(_shell: Shell, strategy: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of the host's which the board, started anew, can mount by the tag `host`."""
-    if not SERVER.exists():
-        pytest.fail(f"{SERVER} is not there: install the package qemu-system-common of Debian 12")
+    program = shutil.which("virtiofsd", path=os.pathsep.join([os.environ.get("PATH", os.defpath), *FOLDERS]))
+    if program is None:
+        pytest.fail("There is no virtiofsd: install the package virtiofsd, or Debian 12's qemu-system-common")
     if os.geteuid():
         pytest.skip("virtiofsd needs root")
     base: Path = tmp_path_factory.mktemp("virtiofs")
-    folder, path = base / "shared", base / "socket"
+    folder = base / "shared"
     folder.mkdir()
+    # The folder's own path may be too long for a socket's, or have a comma; this way to it is short.
+    anchor = os.open(base, os.O_PATH | os.O_DIRECTORY)
+    short = f"/proc/{os.getpid()}/fd/{anchor}"
+    path = f"{short}/socket"
     # The server ends with each QEMU, and the driver starts one to look at its device tree before the real one: the
     # socket is ours, so that there is one to connect to whenever a QEMU comes.
     with socket.socket(socket.AF_UNIX) as listening, (base / "log").open("w") as log:
-        listening.bind(str(path))
+        listening.bind(path)
         listening.listen()
         number = listening.fileno()
-        loop = f"while :; do {SERVER} --fd={number} -o source={folder} -o sandbox=chroot -o cache=auto; done"
-        server = subprocess.Popen(["sh", "-c", loop], stdout=log, stderr=log, start_new_session=True, pass_fds=[number])
+        words = shlex.join([program, f"--fd={number}", *server_options(program, f"{short}/{folder.name}")])
+        server = subprocess.Popen(
+            ["sh", "-c", f"while :; do {words} || sleep 0.1; done"],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=[number],
+        )
     power = strategy.power
     before = power.extra_args
     try:
@@ -50,6 +72,7 @@ def shared(_shell: Shell, strategy: Any, tmp_path_factory: pytest.TempPathFactor
         strategy.transition("off")
         os.killpg(server.pid, signal.SIGKILL)
         server.wait(timeout=10)
+        os.close(anchor)
 
 
 @pytest.fixture

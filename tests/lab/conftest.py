@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An images folder with all that arm-pmem.yaml wants; the kernel is one that stays silent."""
-    folder = tmp_path / "images"
-    folder.mkdir()
+def images(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An images folder with all that arm-pmem.yaml wants; the kernel is one that stays silent. Its parameter is a path."""
+    folder: Path = tmp_path / getattr(request, "param", "images")
+    folder.mkdir(parents=True)
     (folder / "zImage").write_bytes(SILENT)
     (folder / "rootfs.cpio.gz").write_bytes(b"nothing")
     source = tmp_path / "overlay.dtso"

@@ -48,11 +48,12 @@ class Rack:
         self.folder = folder
         self.board, self.options = board, options
         self.coordinator = f"127.0.0.1:{free_port()}"
-        self.environ = {key: value for key, value in os.environ.items() if not key.startswith(("LG_", "MAKE"))}
-        self.environ |= {
-            "LG_COORDINATOR": self.coordinator,
-            "LG_TIMEOUT_SCALE": os.environ.get("LG_TIMEOUT_SCALE", "1"),
+        self.environ = {
+            key: value
+            for key, value in os.environ.items()
+            if key == "LG_TIMEOUT_SCALE" or not key.startswith(("LG_", "MAKE"))
         }
+        self.environ["LG_COORDINATOR"] = self.coordinator
         self.count = count
 
     def program(self, *command: str, **environ: str) -> Done:
