@@ -336,8 +336,9 @@ def main() -> int:
     need_tools(["mmdebstrap", "unshare", "git", "tar"])
     failed = 0
     for host in chosen:
-        say(f"{host.name}: log in {display(FOLDER / host.name / 'log')}")
         try:
+            host.archives()
+            say(f"{host.name}: log in {display(FOLDER / host.name / 'log')}")
             say(f"{host.name}: passed, {check(host)}")
         except NotRun as reason:
             say(f"{host.name}: not run: {reason}")
