@@ -132,7 +132,7 @@ def test_the_environment_is_read_by_names_that_are_listed_and_used_in_no_other_w
         "kconfig.py": ("os.environ", "dict(os.environ)"),
         "lab.py": ("os.environ.setdefault",),
     }
-    apart |= {"rackboard.py": ("os.environ['LG_RACK_FOLDER']",), "product.py": ("os.environ.get(name)",)}
+    apart |= {"rackboard.py": ("os.environ.update(variables(",), "product.py": ("os.environ.get(name)",)}
     wrong, count = [], 0
     for path, tree in modules():
         parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
