@@ -263,14 +263,9 @@ class Machine:
         with self.log.open("a") as stream:
             stream.write(f"=== {title or name}\n")
             stream.flush()
-<<<<<<< HEAD
-            status = bounded(command, limit_s, output=stream)
-=======
             # Debian's users who are not root have no chroot on their PATH.
             path = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
-            environment = {**os.environ, "LC_ALL": "C.UTF-8", "PATH": path}
-            status = bounded(command, limit_s, env=environment, output=stream)
->>>>>>> hosts
+            status = bounded(command, limit_s, env=child_environment(PATH=path), output=stream)
         self.seconds[name] = self.seconds.get(name, 0) + time.monotonic() - start
         if status is None:
             raise UserError(f"{name} has no end after {limit_s:.0f} s: see {display(self.log)}")
