@@ -14,6 +14,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import fcntl
+import gzip
 import mmap
 import os
 import re
@@ -48,6 +49,8 @@ from labgrid.step import step
 from labgrid.util.qmp import QMPError, QMPMonitor
 from pexpect import TIMEOUT
 
+# How a file begins that gzip made
+GZIP = b"\x1f\x8b"
 # Time limits in seconds, before the scale factor
 CHECK_LIMIT = 30
 START_LIMIT = 20
@@ -152,6 +155,11 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         self._early = b""
         # For tests which need other regions: paths of .dtbo files, honoured by the next start.
         self.extra_overlays: list[str] = []
+        # What was found out about the emulator and the images, by what it depends on
+        self._versions: dict[str, tuple[int, int, int]] = {}
+        self._dumped: list[str] = []
+        self._unpacked: tuple[str, int, int] | None = None
+        self._started = False
         self._slot: Path | None = None
         self._slot_lock: int | None = None
         self._keep = False
@@ -231,6 +239,8 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
     # The command line ---------------------------------------------------------------------------------------------
 
     def get_qemu_version(self, qemu_bin: str) -> tuple[int, int, int]:
+        if qemu_bin in self._versions:
+            return self._versions[qemu_bin]
         mend = "install the package qemu-system-arm, or name another program under tools: in the environment file"
         result = run_tool([qemu_bin, "-version"], mend)
         match = re.search(r"version (\d+)\.(\d+)\.(\d+)", result.stdout)
@@ -242,6 +252,7 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
                 f"QEMU {match[1]}.{match[2]}.{match[3]} ({qemu_bin}) is too old for this board, "
                 f"which needs {self.min_version} or newer: install a newer one (Debian 12 has 7.2)."
             )
+        self._versions[qemu_bin] = version
         return version
 
     def _machine_args(self) -> list[str]:
@@ -251,7 +262,7 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
                 self.image(key)
         cmd: list[str] = super().get_qemu_base_args()
         if self.initrd is not None:
-            cmd += ["-initrd", self.image(self.initrd)]
+            cmd += ["-initrd", str(self._initrd_file())]
         if self.drive is not None:
             cmd += ["-drive", f"file={option_value(self.drive_file)},format=raw,{self.drive_opts}"]
         # A second -machine adds to the first. labgrid compares self.machine with names, so it must stay a bare name.
@@ -259,6 +270,25 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         ram = f"memory-backend-file,id=ram,size={self.memory},share=on"
         cmd += ["-object", f"{ram},mem-path={option_value(self.ram_file)}"]
         return cmd
+
+    def _initrd_file(self) -> Path:
+        """The first start boots the initial RAM file system as it was built; for the others it is unpacked.
+
+        A guest takes twenty times as long for that as this machine.
+        """
+        assert self.initrd is not None
+        image, unpacked = Path(self.image(self.initrd)), self.slot / "initrd"
+        about = image.stat()
+        key = (str(image), about.st_mtime_ns, about.st_size)
+        if self._started and self._unpacked != key:
+            with image.open("rb") as packed:
+                if packed.read(2) != GZIP:
+                    return image
+                packed.seek(0)
+                with gzip.open(packed) as stream, unpacked.open("wb") as target:
+                    shutil.copyfileobj(stream, target)
+            self._unpacked = key
+        return unpacked if self._started else image
 
     def get_qemu_base_args(self) -> list[str]:
         # Of two -dtb the last one counts.
@@ -304,7 +334,7 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         else:
             shutil.copyfile(self.image(self.dtb), base)
             self._start_and_quit()
-            self._seed(base, mend)
+        self._seed(base, mend)
         overlays = [self.image(key) for key in self.overlays] + self.extra_overlays
         if overlays:
             result = run_tool(["fdtoverlay", "-i", str(base), "-o", str(new), *overlays], mend)
@@ -331,10 +361,13 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
             raise DeviceTreeError(f"{dtb} takes no rng-seed ({result.stderr.strip()}): is it a device tree?")
 
     def _dump_device_tree(self, dtb: Path) -> None:
-        """Has QEMU dump this very machine's device tree; that checks the command line, too."""
+        """Has QEMU dump this very machine's device tree; that checks the command line, too. Once for each of them."""
+        asked = self._machine_args()
+        if asked == self._dumped and dtb.is_file():
+            return
+        self._dumped = []
         dtb.unlink(missing_ok=True)
-        cmd = self._machine_args()
-        cmd += ["-machine", f"dumpdtb={option_value(dtb)}", "-S", "-serial", "null", "-monitor", "stdio"]
+        cmd = [*asked, "-machine", f"dumpdtb={option_value(dtb)}", "-S", "-serial", "null", "-monitor", "stdio"]
         # A machine for which QEMU makes no device tree dumps nothing, and waits; since 10.0 it says so, and ends.
         result = run_tool(cmd, "install the package qemu-system-arm", "quit\n")
         if result.returncode and "machine doesn't have an FDT" not in result.stderr:
@@ -344,6 +377,7 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
                 f"QEMU makes no device tree for the machine {self.machine}, and overlays need one: name the kernel's "
                 f"by 'dtb' in {self.target.env.config.filename}."
             )
+        self._dumped = asked
 
     def prepare_drive(self) -> None:
         """A fresh copy of the drive's image, unless a power cut asked for the old one."""
@@ -416,6 +450,9 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
             if self._slot is not None and not self._keep:
                 self.ram_file.unlink(missing_ok=True)
                 self.drive_file.unlink(missing_ok=True)
+                (self.slot / "initrd").unlink(missing_ok=True)
+            # The next slot may be another one, or have been somebody else's.
+            self._dumped, self._unpacked = [], None
             if self._slot_lock is not None:
                 os.close(self._slot_lock)
             self._slot = self._slot_lock = None
@@ -463,6 +500,7 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
         except BaseException:
             self._kill()
             raise
+        self._started = True
         # What the previous machine said last must not be taken for this one's output.
         self._expect.buffer = b""
 
