@@ -94,9 +94,9 @@ test: $(needed) test-host test-board
 endif
 
 test-board: $(needed) ## the tests on the board, with the image in output/board/images
-	@LG_BUILDDIR='$(images)' $(PYTHON) -m pytest --lg-env arm-pmem.yaml tests/board --junitxml=$(reports)/$(notdir $(patsubst %/images,%,$(images))).xml
+	@LG_BUILDDIR='$(images)' $(PYTHON) -m pytest --lg-env arm-pmem.yaml tests/board --junitxml='$(reports)/$(notdir $(patsubst %/images,%,$(images))).xml'
 
-$(addsuffix /manifest.json,$(sort $(images) output/board/images)):
+$(addsuffix /manifest.json,$(sort $(if $(LG_BUILDDIR),,$(images)) output/board/images)):
 	@test -e $(dir $(@D))board.json || $(MAKE) $(or $(BOARD),board)_defconfig
 	@$(MAKE) all BOARD=$(or $(BOARD),board)
 
