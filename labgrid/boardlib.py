@@ -233,6 +233,17 @@ def expect(console: Any, pattern: Any, seconds: float) -> Any:
                 raise
 
 
+def forget_unread(console: Any) -> None:
+    """What a console said before a start must not be taken for what the target says after it.
+
+    pexpect keeps what was read in vain twice: a search that timed out is begun anew with all of it.
+    """
+    reader = getattr(console, "_expect", None)
+    if reader is not None:
+        reader.buffer = b""
+        reader._before = reader.buffer_type()
+
+
 # The console ------------------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from boardlib import (
     StuckInBootLoader,
     chosen_scale,
     expect,
+    forget_unread,
 )
 from labgrid.driver import ShellDriver
 from labgrid.driver.powerdriver import PowerResetMixin
@@ -243,6 +244,7 @@ class BoardStrategy(Strategy):
         """From an action which starts the target to its shell; whatever goes wrong gets a name."""
         self.status = Status.unknown
         self.target.deactivate(self.shell)
+        forget_unread(self.console)
         try:
             for action in actions:
                 action()

@@ -40,6 +40,7 @@ from boardlib import (
     QemuOptionError,
     QemuTooOld,
     ToolMissing,
+    forget_unread,
     scaled,
 )
 from labgrid.driver import QEMUDriver
@@ -501,8 +502,7 @@ class PmemQEMUDriver(QEMUDriver, ResetProtocol):
             self._kill()
             raise
         self._started = True
-        # What the previous machine said last must not be taken for this one's output.
-        self._expect.buffer = b""
+        forget_unread(self)
 
     def _await_monitor(self) -> None:
         """Waits for QEMU's greeting, or its end, not longer than the limit."""

@@ -69,7 +69,12 @@ class Job:
 
 
 def scale() -> float:
-    return max(1.0, float(os.environ.get("LG_TIMEOUT_SCALE") or 1))
+    """How many times as long as usual a whole run may take."""
+    text = os.environ.get("LG_TIMEOUT_SCALE") or "1"
+    try:
+        return max(1.0, float(text))
+    except ValueError:
+        raise UserError(f"LG_TIMEOUT_SCALE='{text}' is no factor: give a number above 0, such as 2.5") from None
 
 
 def job(session: Session, place: str, board: str, logs: Path) -> Job:

@@ -158,8 +158,13 @@ class KernelLog:
         if self.sh.reboot_wanted:
             self._seen = self.sh.used
             return self.sh.last_words()
-        # The shell's own means: each program that starts takes an emulator as long as all the rest of this.
-        out = self.sh("dmesg -c; read -r taint </proc/sys/kernel/tainted; echo $taint", timeout=60)
+        # The shell's own means: each program that starts takes an emulator as long as all the rest of this. A shell reads
+        # byte by byte, and of /proc/sys then only the first.
+        flags = "/proc/sys/kernel/tainted"
+        out = self.sh(
+            f"dmesg -c; read -r taint <{flags}; [ $taint = 0 ] && echo 0 || cat {flags}",
+            timeout=60,
+        )
         if self.sh.boots != self._boots:
             self._boots, self.taint = self.sh.boots, 0
         self._seen = self.sh.used

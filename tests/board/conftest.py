@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 LOG = pytest.StashKey[KernelLog]()
 # What the kernel said until the first test
 START = pytest.StashKey[str]()
+# How often the board was started, by the file of the tests
+STARTS = pytest.StashKey[Counter[str]]()
+# So many files of tests are in the summary.
+SLOWEST = 10
 # What the kernel said during a test so far
 TEXT = pytest.StashKey[str]()
 # A test may wait for one whole start of the board and then some; in seconds of the machine's clock.
@@ -105,6 +110,14 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
         return (yield from watched(item, "teardown"))
     finally:
         save_console(item)
+        count_starts(item)
+
+
+def count_starts(item: pytest.Item) -> None:
+    log = item.config.stash.get(LOG, None)
+    if log is not None:
+        starts = item.config.stash.setdefault(STARTS, Counter())
+        starts[item.path.stem] += log.sh.boots - sum(starts.values())
 
 
 def save_console(item: pytest.Item) -> None:
@@ -132,8 +145,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.user_properties.append(("series", " ".join(marker.args)))
 
 
+def costs(terminalreporter: Any) -> list[tuple[str, float, int, int]]:
+    """Of each file its seconds, tests and starts of the board, the slowest first."""
+    seconds: dict[str, float] = {}
+    tests: dict[str, set[str]] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport) and report.nodeid.startswith("tests/board/"):
+                file = Path(report.nodeid.partition("::")[0]).stem
+                seconds[file] = seconds.get(file, 0.0) + report.duration
+                tests.setdefault(file, set()).add(report.nodeid)
+    starts: Counter[str] = terminalreporter.config.stash.get(STARTS, Counter())
+    ordered = sorted(seconds.items(), key=lambda row: -row[1])
+    return [(file, spent, len(tests[file]), starts[file]) for file, spent in ordered]
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """One line on the campaign of power cuts."""
+    """What the time went to, and one line on the campaign of power cuts."""
+    spent = costs(terminalreporter)
+    if spent:
+        terminalreporter.write_line("slowest files: seconds, tests, starts of the board")
+        for file, seconds, tests, starts in spent[:SLOWEST]:
+            terminalreporter.write_line(f"{seconds:7.1f} {tests:4} {starts:3}  {file}")
     cuts = [
         report
         for reports in terminalreporter.stats.values()

@@ -27,10 +27,11 @@ def test_a_test_may_allow_a_complaint_which_it_provokes(sh: Shell) -> None:
 
 def test_a_kernel_that_prints_everything_says_nothing_within_an_answer(sh: Shell, strategy: Any) -> None:
     """`ignore_loglevel` on the command line, and a kernel that talks while the suite comes to the shell."""
-    noise = "n=0; while [ $n -lt 500 ]; do n=$((n + 1)); echo 'noise of the kernel' >/dev/kmsg; done"
+    # It begins when nobody waits for an answer.
+    noise = "while [ ! -e /tmp/noise ]; do :; done; n=0; while [ $n -lt 500 ]; do n=$((n + 1)); echo 'noise of the kernel' >/dev/kmsg; done"
     sh(f"echo 8 >/proc/sys/kernel/printk; echo Y >/sys/module/printk/parameters/ignore_loglevel; ({noise}) &")
     strategy.target.deactivate(strategy.shell)
-    strategy.console.sendline("")
+    strategy.console.sendline(": >/tmp/noise")
     strategy.target.activate(strategy.shell)
     assert sh("echo '<1>an alert' >/dev/kmsg; dmesg | grep -c 'noise of'; echo answer").split()[1:] == ["answer"]
     assert sh("cat /proc/sys/kernel/printk").split()[0] == "1"

@@ -17,7 +17,8 @@ import boardlib
 import fdt
 import pytest
 from labgrid.strategy import StrategyError
-from machines import POKED, POWER_OFF, MakeStrategy, card, talker
+from machines import POKED, POWER_OFF, SILENT, MakeStrategy, card, talker
+from pexpect import TIMEOUT
 
 ROOT = Path(__file__).resolve().parents[2]
 # What counts as bounded here
@@ -127,6 +128,19 @@ class TestConsole:
         assert text.encode().startswith(heard.replace(b"\r", b""))
         time.sleep(0.5)
         strategy.power.off()
+
+    def test_what_was_read_in_vain_is_forgotten_at_the_next_start(self, board: MakeStrategy, images: Path) -> None:
+        (images / "zImage").write_bytes(talker("arm-pmem:# "))
+        strategy = board()
+        strategy.transition("off")
+        strategy.power.on()
+        with pytest.raises(TIMEOUT):
+            strategy.console.expect("never", timeout=2)
+        strategy.power.off()
+        (images / "zImage").write_bytes(SILENT)
+        strategy.power.on()
+        with pytest.raises(TIMEOUT):
+            strategy.console.expect(strategy.shell.prompt, timeout=1)
 
     def test_a_board_that_fails_twice_is_broken(self, board: MakeStrategy) -> None:
         strategy = board(shell={"login_timeout": 1})
