@@ -170,8 +170,10 @@ class MachineClock:
             time.sleep(self.INTERVAL_S)
             with self._lock:
                 self._looks.append(self._load())
-            self.seconds()
-            self.highest, self.lowest = max(self.highest, self.scale), min(self.lowest, self.scale)
+            # A variable that makes no sense is the business of who asks for a limit.
+            with contextlib.suppress(SettingError):
+                self.seconds()
+                self.highest, self.lowest = max(self.highest, self.scale), min(self.lowest, self.scale)
 
     def seconds(self) -> float:
         """What this clock shows."""

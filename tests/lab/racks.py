@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 import requests
 import yaml
+from boardlib import scaled
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "output/board/images"
 Done = subprocess.CompletedProcess[str]
-# A flash and a boot on a busy machine, in seconds
+# A flash and a boot, in seconds before the scale factor
 LIMIT = 240
 
 needs_u_boot = pytest.mark.skipif(
@@ -63,7 +64,7 @@ class Rack:
             env={**self.environ, **environ},
             capture_output=True,
             text=True,
-            timeout=LIMIT,
+            timeout=scaled(LIMIT),
             check=False,
         )
 
@@ -212,4 +213,4 @@ def interrupt(process: subprocess.Popen[str], at: str, number: signal.Signals) -
     """Sends a signal when a line matches; all that was said to the end."""
     text = follow(process, at)
     process.send_signal(number)
-    return text + process.communicate(timeout=LIMIT)[0]
+    return text + process.communicate(timeout=scaled(LIMIT))[0]
