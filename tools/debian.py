@@ -21,8 +21,9 @@ from tools.environment import child_environment
 # The release whose packages the minimal image and Buildroot's toolchain are made of
 SUITE = "bookworm"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-# Debian's own mirror, as python-apt-common knows it, for a host whose apt has none of Debian
-TEMPLATE = Path("/usr/share/python-apt/templates/Debian.info")
+# Debian's own mirror, as python-apt-common knows it, for a host whose apt has none of Debian: Debian.info, since its
+# version 3 debian.info
+TEMPLATES = Path("/usr/share/python-apt/templates")
 UPDATE_LIMIT_S = 300
 DOWNLOAD_LIMIT_S = 900
 
@@ -73,10 +74,13 @@ def mirrors() -> tuple[str, str]:
     return main, security or f"{main}-security"
 
 
-def template_mirror(template: Path = TEMPLATE) -> str:
+def template_mirror(templates: Path = TEMPLATES) -> str:
     """Debian's own mirror as python-apt-common has it; '' where that is not installed."""
-    match = re.search(r"(?m)^BaseURI: (\S+/debian)/?$", template.read_text()) if template.exists() else None
-    return match[1] if match else ""
+    for template in templates.glob("[Dd]ebian.info"):
+        match = re.search(r"(?m)^BaseURI: (\S+/debian)/?$", template.read_text())
+        if match:
+            return match[1]
+    return ""
 
 
 def archives(suite: str = SUITE) -> list[Archive]:

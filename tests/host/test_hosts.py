@@ -12,6 +12,7 @@ from toyline import ROOT
 
 from tools import hosts
 from tools.common import UserError
+from tools.debian import template_mirror
 from tools.hosts import HOSTS, Machine, NotRun, choose, resolve_pins
 
 DEBIAN_12, DEBIAN_13, UBUNTU = HOSTS
@@ -43,6 +44,16 @@ def test_ubuntus_archive_is_where_the_user_says(tmp_path: Path, monkeypatch: pyt
     assert [source.line for source in UBUNTU.archives()] == [
         f"deb {option} mirror:/ubuntu {suite} main universe" for suite in ("noble", "noble-updates", "noble-security")
     ]
+
+
+@pytest.mark.parametrize("name", ["Debian.info", "debian.info"])
+def test_a_host_whose_apt_knows_no_debian_has_its_mirror_from_python_apt(tmp_path: Path, name: str) -> None:
+    """Debian 12 and Ubuntu 24.04 spell the name of the file with a capital, Debian 13 does not."""
+    assert template_mirror(tmp_path) == ""
+    (tmp_path / name).write_text("Suite: stable\nBaseURI: mirror:/security\n\nBaseURI: mirror:/debian/\n")
+    assert template_mirror(tmp_path) == "mirror:/debian"
+    # as it is on this machine
+    assert template_mirror().endswith("/debian")
 
 
 # --- the pins --------------------------------------------------------------------------------------
