@@ -8,7 +8,7 @@ step := @.ci/step
 buildroot := @.ci/step --buildroot
 
 .PHONY: all
-all: board kernel-6.1 kernel-6.12 orangepi_pc test suite-6.1 rack suite-6.12 kernel-7.3 check
+all: board kernel-6.1 kernel-6.12 orangepi_pc test suite-6.1 rack cards suite-6.12 kernel-7.3 check
 
 # What nothing waits for is begun after the long ways: board, orangepi_pc, rack, and test.
 .PHONY: late
@@ -37,7 +37,7 @@ kernel-7.3: late
 orangepi_pc: board
 	$(buildroot) $@ 2700 'make orangepi_pc_defconfig && make BOARD=orangepi_pc'
 
-.PHONY: test suite-6.1 suite-6.12 rack check
+.PHONY: test suite-6.1 suite-6.12 rack cards check
 # README's command. The host's tests look at the kernel's source, too.
 test: board kernel-6.12
 	$(step) $@ 2400 make test
@@ -49,5 +49,9 @@ suite-6.12: late
 rack: board orangepi_pc
 	$(buildroot) $@ 1800 'make rack N=2 BOARD="board orangepi_pc" && \
 		{ make lab-test TAGS=emulated=yes PLACES=all; status=$$?; make rack-stop && exit $$status; }'
+# What the host tests say of that card, which may not be there yet when they run in `test`
+cards: orangepi_pc
+	$(buildroot) $@ 900 '.venv/bin/pytest tests/lab/test_fastboot.py tests/host/test_board_images.py \
+		--junitxml=output/test/cards.xml'
 check: late
 	$(step) $@ 900 make check
