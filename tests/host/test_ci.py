@@ -67,5 +67,5 @@ def test_a_failed_step_ends_in_failure_and_hides_no_other(tmp_path: Path) -> Non
     assert re.search(r"(?m)^good +\d+ +\d+  ok$", done.stdout), done.stdout
     assert re.search(r"(?m)^after +- +-  not begun, for a step before it failed$", done.stdout), done.stdout
     assert "=== after" not in done.stdout
-    assert "\noutput/test/x.xml: 4 passed, 3 failed, 3 skipped\n" in done.stdout
+    assert "\noutput/test/x.xml: 4 passed, 3 failed, 3 skipped\ntotal: 4 passed, 3 failed, 3 skipped\n" in done.stdout
     assert done.stdout.endswith("=== FAILED: see above\n")
