@@ -158,9 +158,14 @@ def download(packages: Sequence[str], folder: Path) -> list[Path]:
     """
     foreign = sorted({name.partition(":")[2] for name in packages if ":" in name})
     environment = private_apt(folder, archives()[:1], foreign)
-    run(["apt-get", "--quiet=2", "update"], env=environment, what="apt-get update", timeout=UPDATE_LIMIT_S)
+    read_indexes(environment)
     fetch_packages(packages, folder, environment)
     return sorted(folder.glob("*.deb"))
+
+
+def read_indexes(environment: dict[str, str]) -> None:
+    """What the sources of a private apt offer now."""
+    run(["apt-get", "--quiet=2", "update"], env=environment, what="apt-get update", timeout=UPDATE_LIMIT_S)
 
 
 def fetch_packages(packages: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
@@ -188,7 +193,7 @@ def download_version(package: str, suites: Sequence[str], preferred: str, folder
     for suite in suites:
         environment = private_apt(folder, archives(suite))
         try:
-            run(["apt-get", "--quiet=2", "update"], env=environment, what="apt-get update", timeout=UPDATE_LIMIT_S)
+            read_indexes(environment)
             complaint = ""
         except UserError as error:
             # One part of a suite that the mirror lacks, or has broken, does not matter if another has the package.
