@@ -8,7 +8,7 @@ step := @.ci/step
 buildroot := @.ci/step --buildroot
 
 .PHONY: all
-all: board kernel-6.1 kernel-6.12 orangepi_pc test suite-6.1 rack cards suite-6.12 kernel-7.3 check
+all: board kernel-6.1 kernel-6.12 orangepi_pc test suite-6.1 rack cards suite-6.12 kernel-7.3 suite-7.3 check
 
 # What nothing waits for is begun after the long ways: board, orangepi_pc, rack, and test.
 .PHONY: late
@@ -27,24 +27,22 @@ kernel-6.1: deps
 	$(step) $@ 1800 make kernel KERNEL=6.1
 kernel-6.12: kernel-6.1
 	$(step) $@ 1800 make kernel KERNEL=6.12
-# Without the series, which it does not have yet, and so without DAX
 kernel-7.3: late
-	$(step) $@ 1800 'make kernel KERNEL=7.3 SERIES=none && \
-		LG_BUILDDIR=output/kernel-7.3-unpatched/images .venv/bin/pytest --lg-env arm-pmem.yaml \
-		-m "not series and not slow" --junitxml=output/test/kernel-7.3.xml \
-		tests/board/test_kernel.py tests/board/test_pmem.py tests/board/test_btt.py'
+	$(step) $@ 1800 make kernel KERNEL=7.3
 # For the rack: a board with SPL and U-Boot on its card
 orangepi_pc: board
 	$(buildroot) $@ 2700 'make orangepi_pc_defconfig && make BOARD=orangepi_pc'
 
-.PHONY: test suite-6.1 suite-6.12 rack cards check
+.PHONY: test suite-6.1 suite-6.12 suite-7.3 rack cards check
 # README's command. The host's tests look at the kernel's source, too.
 test: board kernel-6.12
 	$(step) $@ 2400 make test
 suite-6.1: kernel-6.1
-	$(step) $@ 900 'LG_BUILDDIR=output/kernel-6.1/images make test-board'
+	$(step) $@ 1500 'LG_BUILDDIR=output/kernel-6.1/images make test-board'
 suite-6.12: late
-	$(step) $@ 900 'LG_BUILDDIR=output/kernel-6.12/images make test-board'
+	$(step) $@ 1500 'LG_BUILDDIR=output/kernel-6.12/images make test-board'
+suite-7.3: kernel-7.3
+	$(step) $@ 1500 'LG_BUILDDIR=output/kernel-7.3/images make test-board'
 # The same suite on boards that labgrid takes for hardware, one of each kind at once
 rack: board orangepi_pc
 	$(buildroot) $@ 1800 'make rack N=2 BOARD="board orangepi_pc" && \
