@@ -270,6 +270,21 @@ def fs_dax(manifest: dict[str, Any]) -> bool:
     return asked["FS_DAX"].value == "y"
 
 
+@pytest.fixture(scope="session")
+def kernel_config(_shell: Shell) -> dict[str, str]:
+    """The configuration of the kernel that runs."""
+    lines = _shell("gzip -dc /proc/config.gz | grep -E '^CONFIG_(ARM_LPAE|TRANSPARENT_HUGEPAGE)='; true").splitlines()
+    return dict(line.removeprefix("CONFIG_").split("=", 1) for line in lines)
+
+
+@pytest.fixture(scope="session")
+def dax_2mib(kernel_config: dict[str, str]) -> None:
+    """Only where the kernel's configuration promises mappings of 2 MiB; there they must be had."""
+    missing = [name for name in ("ARM_LPAE", "TRANSPARENT_HUGEPAGE") if kernel_config.get(name) != "y"]
+    if missing:
+        pytest.skip(f"no mappings of 2 MiB without {' and '.join(f'CONFIG_{name}' for name in missing)}")
+
+
 class Machine:
     """Operations on the whole board, which do not lose the kernel log of the time before."""
 
