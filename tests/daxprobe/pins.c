@@ -130,6 +130,30 @@ void point_pin_collapse(void)
 	verify(data, HELD_PAGES * page, 2, HELD_PAGES * page, "what moved to the beginning");
 }
 
+/*
+ * The pages are touched again while truncate waits: it still cuts them off once the pipe has been read,
+ * although they are mapped then. Nobody unmaps them but truncate itself.
+ */
+void point_pin_touched_meanwhile(void)
+{
+	int fd = file_to_change(), ends[2];
+	uint8_t *p = map_shared(fd, HELD_PAGES * page);
+	struct change change = { fd, -1, 0, 0 };
+	pid_t pid;
+
+	CHECK(!pipe(ends), "pipe: %m");
+	lend(ends[1], p, HELD_PAGES * page);
+	pid = start(change_file, &change);
+	CHECK(!ends_within(pid, SHORT_WAIT_MS), "it did not wait for the pages that a pipe has");
+	verify(p, HELD_PAGES * page, 2, 0, "the mapping while truncate waits");
+	take(ends[0], HELD_PAGES * page, 2, "the pages in the pipe");
+	CHECK(ends_within(pid, LONG_WAIT_MS),
+	      "%d ms after the pipe was read truncate still waits for pages that are only mapped",
+	      LONG_WAIT_MS);
+	join(pid);
+	check_signal(signal_of_load(p), SIGBUS, "a load behind the end");
+}
+
 /* Who waits can be killed, and has changed nothing. */
 void point_pin_killed(void)
 {

@@ -27,8 +27,8 @@
 #define FILE_BYTES ((size_t)4 << 20)
 #define MOST_PAGES 16
 #define SECTOR ((size_t)512)
-/* How long the processes may take to end, when their time is over */
-#define END_LIMIT_S 60
+/* How long a process may take to end, when its time is over: as long as its last operation */
+#define END_LIMIT_MS 20000
 
 enum { SHARED_FILE = 1, OTHER_FILES = 16 };
 
@@ -43,6 +43,8 @@ static struct {
 	unsigned int seed;
 	unsigned long count;
 	const char *doing;
+	/* What each process does: seen by the one that waits for them */
+	const char *volatile *all_doing;
 } soak;
 
 /* xorshift32: the same on each machine */
@@ -416,13 +418,14 @@ static void run(unsigned int seconds)
 		which = chance(ARRAY_SIZE(operations));
 		soak.count++;
 		soak.doing = operations[which].name;
+		soak.all_doing[soak.me] = soak.doing;
 		operations[which].run();
 	}
 	printf("process %d: %lu operations\n", soak.me, soak.count);
 	fflush(stdout);
 }
 
-static int start_all(const char *plain, unsigned int seconds)
+static void start_all(const char *plain, unsigned int seconds)
 {
 	char name[32];
 
@@ -438,16 +441,41 @@ static int start_all(const char *plain, unsigned int seconds)
 		run(seconds);
 		_exit(0);
 	}
-	return PROCESSES;
+}
+
+/* Whether all have ended well; what is stuck is named, and killed. */
+static bool end_all(void)
+{
+	unsigned int limit_ms = END_LIMIT_MS;
+	bool well = true;
+	int i, status;
+
+	for (i = 0; i < PROCESSES; i++) {
+		if (!ends_within(soak.peers[i], limit_ms)) {
+			fprintf(stderr, "process %d is stuck in an operation: %s\n", i,
+				soak.all_doing[i]);
+			limit_ms = 0;	/* the others had as much time */
+			well = false;
+		}
+	}
+	for (i = 0; i < PROCESSES; i++)
+		kill(soak.peers[i], SIGKILL);
+	for (i = 0; i < PROCESSES; i++) {
+		if (waitpid(soak.peers[i], &status, 0) != soak.peers[i] || status)
+			well = false;
+	}
+	return well;
 }
 
 int soak_pins(const char *dir, const char *plain, unsigned int seconds, unsigned int seed)
 {
-	int status, ended, failed = 0;
+	bool well;
 
 	soak.dir = dir;
 	soak.seed = seed;
 	soak.doing = "the start";
+	soak.all_doing = (const char *volatile *)map(-1, page, PROT_READ | PROT_WRITE,
+						     MAP_SHARED | MAP_ANONYMOUS, 0);
 	soak.fd = open(in_dir(dir, "pinned"), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	if (soak.fd < 0 || ftruncate(soak.fd, FILE_BYTES))
 		wrong(dir);
@@ -457,15 +485,15 @@ int soak_pins(const char *dir, const char *plain, unsigned int seconds, unsigned
 			   MAP_SHARED | MAP_FIXED, soak.fd, 0);
 	if (soak.mapped == MAP_FAILED)
 		wrong("mmap");
-	alarm(seconds + END_LIMIT_S);
-	for (ended = start_all(plain, seconds); ended; ended--)
-		if (wait(&status) < 0 || status)
-			failed++;
-	soak.me = PROCESSES;
+	start_all(plain, seconds);
+	/* Their time, and then the limit of what they do last */
+	while (seconds && !ends_within(soak.peers[0], 1000))
+		seconds--;
+	well = end_all();
 	soak.doing = "the end";
 	resize(soak.fd, FILE_BYTES);
 	check_words(soak.mapped, FILE_BYTES, SHARED_FILE, 0, "load");
 	munmap(soak.mapped, FILE_BYTES);
 	close(soak.fd);
-	return failed ? 1 : 0;
+	return well ? 0 : 1;
 }
