@@ -57,9 +57,7 @@ def disk(sh: Shell, scratch: Volumes) -> str:
 
 class TestDriver:
     def test_nothing_stood_in_the_way_at_the_start(self, start_log: str) -> None:
-        obstacles = re.compile(
-            r"(nd_pmem|pmem\d|namespace\d|memremap|dax).*(fail|error|without|cannot|refus)", re.I
-        )
+        obstacles = re.compile(r"(nd_pmem|pmem\d|namespace\d|memremap|dax).*(fail|error|without|cannot|refus)", re.I)
         assert [line for line in start_log.splitlines() if obstacles.search(line)] == []
 
     def test_each_namespace_has_its_pages_in_memory(self, sh: Shell, regions: list[Region]) -> None:
@@ -219,8 +217,6 @@ class TestSameDevice:
 
 @pytest.mark.usefixtures("dax_2mib")
 class TestHuge:
-    """Where the kernel maps 2 MiB at once, it can be told not to, while it runs."""
-
     SWITCH = "/sys/kernel/mm/transparent_hugepage/enabled"
 
     @pytest.fixture
@@ -230,15 +226,16 @@ class TestHuge:
         yield volumes.get("ext4", pmem.device, "dax=always", HUGE_EXTENTS)
         sh(f"echo {before[1]} >{self.SWITCH}")
 
-    def test_never_maps_page_by_page(self, sh: Shell, folder: str, nodax_dir: str) -> None:
-        sh(f"echo always >{self.SWITCH}")
-        sh(f"daxprobe --dir {folder} --no-dax-dir {nodax_dir} huge_stores", timeout=60)
-        sh(f"echo never >{self.SWITCH}")
-        sh.fails(f"daxprobe --dir {folder} --no-dax-dir {nodax_dir} huge_stores", "not mapped at once", timeout=60)
+    @pytest.mark.parametrize("setting", ["always", "madvise", "never"])
+    def test_the_switch_for_ordinary_memory_leaves_files_alone(
+        self, sh: Shell, folder: str, nodax_dir: str, setting: str
+    ) -> None:
+        """As on other architectures: a mapping of a DAX file asks MADV_NOHUGEPAGE and PR_SET_THP_DISABLE only."""
+        sh(f"echo {setting} >{self.SWITCH}")
+        names = "huge_stores huge_hole huge_advised_against huge_truncate"
+        sh(f"daxprobe --dir {folder} --no-dax-dir {nodax_dir} {names}", timeout=60)
         sh(f"daxprobe --dir {folder} many_pages big_file punch_race fault_race", timeout=60)
-        sh(f"echo always >{self.SWITCH}")
-        sh(f"daxprobe --dir {folder} --no-dax-dir {nodax_dir} huge_stores", timeout=60)
 
-    def test_a_program_runs_from_such_a_mapping(self, sh: Shell, folder: str) -> None:
-        sh(f"echo always >{self.SWITCH}; cp /usr/bin/daxprobe {folder}/program; sync")
+    def test_a_program_runs_from_a_file_system_of_large_extents(self, sh: Shell, folder: str) -> None:
+        sh(f"cp /usr/bin/daxprobe {folder}/program; sync")
         assert "huge_stores" in sh(f"for i in 1 2 3; do {folder}/program --list || exit 1; done")

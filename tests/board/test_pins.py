@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from boardtools import MKFS, Region, Shell, Volumes, dm_create, is_dax
+from boardtools import HUGE_EXTENTS, MKFS, Region, Shell, Volumes, dm_create, is_dax
 
 pytestmark = pytest.mark.lg_feature(["dax", "struct-pages"])
 SOAK_S = 10
@@ -30,7 +30,9 @@ done
 
 def pins(sh: Shell) -> dict[str, int]:
     """How many pages were pinned, and how many set free, since the start; each processor counts for itself at first."""
-    found = re.findall(r"nr_foll_pin_(\w+) (\d+)", sh("echo 1 >/proc/sys/vm/stat_refresh; grep nr_foll_pin /proc/vmstat"))
+    found = re.findall(
+        r"nr_foll_pin_(\w+) (\d+)", sh("echo 1 >/proc/sys/vm/stat_refresh; grep nr_foll_pin /proc/vmstat")
+    )
     return {name: int(value) for name, value in found}
 
 
@@ -94,7 +96,7 @@ def test_random_use_of_pages(
     processors_come_and_go: None,
 ) -> None:
     before = zone(sh)
-    folder = mounted(sh, scratch, kind, pmem)
+    folder = mounted(sh, scratch, kind, pmem, HUGE_EXTENTS if kind == "ext4" else "")
     print(
         sh(
             f"daxprobe --no-dax-dir {disk} --soak-pins {folder} {SOAK_S} {chance.randint(1, 1 << 30)}",

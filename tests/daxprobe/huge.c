@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -151,6 +152,27 @@ void point_huge_misaligned(void)
 	CHECK(faults_of_stores(p, HUGE_PAGES) > (long)HUGE_PAGES / 2,
 	      "a mapping at an odd address takes one fault: this test would see nothing");
 	verify(p, 2 * HUGE_BYTES, 1, 0, "the mapping");
+}
+
+/* Who does not want large mappings has none, and may change his mind. */
+void point_huge_advised_against(void)
+{
+	int fd = create_huge("huge");
+	uint8_t *p = map_huge(fd, MAP_SHARED);
+
+	CHECK(!madvise(p, 2 * HUGE_BYTES, MADV_NOHUGEPAGE), "MADV_NOHUGEPAGE: %m");
+	CHECK(faults_of_stores(p, HUGE_PAGES) > (long)HUGE_PAGES / 2,
+	      "MADV_NOHUGEPAGE is not heeded");
+	verify(p, 2 * HUGE_BYTES, 1, 0, "the mapping");
+	CHECK(!munmap(p, 2 * HUGE_BYTES), "munmap: %m");
+	resize(fd, 0);	/* the file remembers how it was mapped */
+	CHECK(!fallocate(fd, 0, 0, 2 * HUGE_BYTES), "fallocate: %m");
+	p = map_huge(fd, MAP_SHARED);
+	CHECK(!madvise(p, 2 * HUGE_BYTES, MADV_HUGEPAGE), "MADV_HUGEPAGE: %m");
+	check_few(faults_of_stores(p, HUGE_PAGES), "stores");
+	CHECK(!prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0), "PR_SET_THP_DISABLE: %m");
+	CHECK(faults_of_stores(p + HUGE_BYTES, HUGE_PAGES) > (long)HUGE_PAGES / 2,
+	      "PR_SET_THP_DISABLE is not heeded");
 }
 
 void point_huge_truncate(void)
