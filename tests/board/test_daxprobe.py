@@ -78,7 +78,7 @@ def test_the_points_of_pages_hold_on(
     names = [
         point.name
         for point in POINTS
-        if point.group == group and point.memory == "PAGES" and point.needs in OFFERED[kind]
+        if point.group == group and point.memory != "PAGELESS" and point.needs in OFFERED[kind]
     ]
     run_points(sh, folder, nodax_dir, names)
 
