@@ -96,6 +96,7 @@ def test_random_use_of_pages(
     processors_come_and_go: None,
 ) -> None:
     before = zone(sh)
+    pinned = pins(sh)["acquired"]
     folder = mounted(sh, scratch, kind, pmem, HUGE_EXTENTS if kind == "ext4" else "")
     print(
         sh(
@@ -103,6 +104,7 @@ def test_random_use_of_pages(
             timeout=SOAK_S + BESIDES_S,
         )
     )
+    assert pins(sh)["acquired"] > pinned
     check_idle(sh, scratch, kind, pmem, before)
 
 

@@ -32,6 +32,13 @@
 
 enum { SHARED_FILE = 1, OTHER_FILES = 16 };
 
+/* Ways to use a page. Where a kernel refuses one, all of it is refused, and this soak shows nothing. */
+enum way { DIRECT_READ, DIRECT_WRITE, PIPE, REMOTE, WAYS };
+static const char *const way_names[WAYS] = { "O_DIRECT read", "O_DIRECT write", "vmsplice",
+					     "process_vm_readv, _writev" };
+/* With so many operations each way was taken often, and not always over pages that are gone. */
+#define ENOUGH 200
+
 static struct {
 	const char *dir;
 	uint8_t *mapped;	/* FILE_BYTES, however long the file is */
@@ -42,6 +49,7 @@ static struct {
 	uint32_t state;
 	unsigned int seed;
 	unsigned long count;
+	unsigned long worked[WAYS];
 	const char *doing;
 	/* What each process does: seen by the one that waits for them */
 	const char *volatile *all_doing;
@@ -131,10 +139,13 @@ static void anywhere(size_t *off, size_t *len)
 	}
 }
 
-/* Whether a call that was given pages of the file says that they are gone, or some of them. */
-static bool gone(ssize_t n, size_t len)
+/* A call that was given pages of the file may say that they are gone, or some of them. */
+static void check_use(ssize_t n, size_t len, enum way way)
 {
-	return (n < 0 && errno == EFAULT) || (n >= 0 && (size_t)n < len);
+	if (n == (ssize_t)len)
+		soak.worked[way]++;
+	else if (n < 0 && errno != EFAULT)
+		wrong(way_names[way]);
 }
 
 static void do_store(void)
@@ -192,8 +203,7 @@ static void do_direct_read(void)
 	if (pwrite(soak.direct, data, len, 0) != (ssize_t)len)
 		wrong("O_DIRECT write of ordinary memory");
 	n = pread(soak.direct, soak.mapped + off, len, 0);
-	if (n != (ssize_t)len && !gone(n, len))
-		wrong("O_DIRECT read");
+	check_use(n, len, DIRECT_READ);
 }
 
 static void do_direct_write(void)
@@ -206,8 +216,7 @@ static void do_direct_write(void)
 		data = aligned_buffer(MOST_PAGES * page);
 	anywhere(&off, &len);
 	n = pwrite(soak.direct, soak.mapped + off, len, 0);
-	if (n != (ssize_t)len && !gone(n, len))
-		wrong("O_DIRECT write");
+	check_use(n, len, DIRECT_WRITE);
 	if (n <= 0)
 		return;
 	len = n;
@@ -230,8 +239,7 @@ static void do_lend(void)
 	if (pipe2(ends, O_CLOEXEC))
 		wrong("pipe");
 	n = vmsplice(ends[1], &part, 1, SPLICE_F_NONBLOCK | (chance(2) ? SPLICE_F_GIFT : 0));
-	if (n != (ssize_t)len && !gone(n, len))
-		wrong("vmsplice");
+	check_use(n, len, PIPE);
 	if (n > 0) {
 		if (chance(2))
 			usleep(chance(3000));
@@ -256,8 +264,8 @@ static void do_remote(void)
 	anywhere(&off, &len);
 	put_words(data, len, SHARED_FILE, off);
 	n = vm_copy(pid, data, soak.mapped + off, len, write);
-	if (n != (ssize_t)len && !gone(n, len) && errno != ESRCH)
-		wrong("process_vm_readv, _writev");
+	if (n >= 0 || errno != ESRCH)	/* the other one may have ended */
+		check_use(n, len, REMOTE);
 	if (n > 0)
 		check_words(data, n, SHARED_FILE, off, "another process' memory");
 }
@@ -277,11 +285,9 @@ static void do_private(void)
 		memset(p + off, 0xee, SECTOR);
 	anywhere(&off, &len);
 	n = pwrite(soak.direct, p + off, len, 0);
-	if (n != (ssize_t)len && !gone(n, len))
-		wrong("O_DIRECT write from a private page");
+	check_use(n, len, DIRECT_WRITE);
 	n = pread(soak.direct, p + off, len, 0);
-	if (n < 0 && !gone(n, len))
-		wrong("O_DIRECT read into a private page");
+	check_use(n, len, DIRECT_READ);
 	munmap(p, FILE_BYTES);
 }
 
@@ -411,6 +417,7 @@ static void run(unsigned int seconds)
 	const struct sigaction catch = { .sa_handler = caught };
 	const time_t end = now() + seconds;
 	uint32_t which;
+	int way;
 
 	sigaction(SIGBUS, &catch, NULL);
 	seed_chance(soak.seed + soak.me);
@@ -421,6 +428,10 @@ static void run(unsigned int seconds)
 		soak.all_doing[soak.me] = soak.doing;
 		operations[which].run();
 	}
+	for (way = 0; way < WAYS; way++)
+		if (soak.count >= ENOUGH && !soak.worked[way])
+			fail("process %d: in %lu operations %s of the file's pages never worked",
+			     soak.me, soak.count, way_names[way]);
 	printf("process %d: %lu operations\n", soak.me, soak.count);
 	fflush(stdout);
 }
