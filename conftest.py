@@ -62,14 +62,22 @@ def manifest() -> dict[str, Any]:
     return content
 
 
+def dax_memory() -> str:
+    """Whether the kernel of the images has pages for persistent memory, by its configuration beside them."""
+    config = image_folder() / "kernel.config"
+    lines = config.read_text().splitlines() if config.is_file() else []
+    return "struct-pages" if "CONFIG_ZONE_DEVICE=y" in lines else "page-less"
+
+
 def features(built: dict[str, Any]) -> dict[str, str]:
     """What the features of an environment depend on: the kind of image (`none` where there is none), what the kernel
-    takes the data cache for (`dcache-aliasing` in VARIANT=aliasing, else it can do `dax`), and what a board in a lab can
-    do: tools/lab.py knows that from the place's tags."""
+    takes the data cache for (`dcache-aliasing` in VARIANT=aliasing, else it can do `dax`), whether persistent memory has
+    `struct-pages` or is `page-less`, and what a board in a lab can do: tools/lab.py knows that from the place's tags."""
     variants = built["kernel"]["variants"] if built else []
     return {
         "LG_IMAGE": str(built["image"]) if built else "none",
         "LG_DCACHE": "dcache-aliasing" if "aliasing" in variants else "dax",
+        "LG_DAX_MEMORY": dax_memory(),
         "LG_WARM_RESET": os.environ.get("LG_WARM_RESET", "warm-reset"),
         "LG_REBOOT": os.environ.get("LG_REBOOT", "reboot"),
         "LG_CPU_HOTPLUG": os.environ.get("LG_CPU_HOTPLUG", "cpu-hotplug"),

@@ -224,6 +224,8 @@ MKFS = {
     "ext2": "mkfs.ext2 -q -F -b 4096",
     "xfs": "TEST_DIR=1 TEST_DEV=1 QA_CHECK_FS=1 mkfs.xfs -q -f -m reflink=0,rmapbt=0 -i nrext64=0",
 }
+# Options of mkfs.ext4: pieces of 2 MiB are allocated at multiples of that, where they can be mapped at once.
+HUGE_EXTENTS = "-E stride=512,stripe_width=512"
 FSCK = {"ext4": "e2fsck -f -n", "ext2": "e2fsck -f -n", "xfs": "xfs_repair -n"}
 
 # Unmounts what meets a condition, the newest first; with the shell's own means, since programs take time to start.
@@ -375,9 +377,10 @@ class Point:
     group: str
     name: str
     needs: str
+    memory: str
     text: str
 
 
 def daxprobe_points(path: Path) -> list[Point]:
-    pattern = re.compile(r'^POINT\((\w+),\s*(\w+),\s*(\w+),\s*"(.*)"\)', re.MULTILINE)
+    pattern = re.compile(r'^POINT\((\w+),\s*(\w+),\s*(\w+),\s*(\w+),\s*"(.*)"\)', re.MULTILINE)
     return [Point(*match.groups()) for match in pattern.finditer(path.read_text())]

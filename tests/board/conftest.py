@@ -29,6 +29,8 @@ SLOWEST = 10
 TEXT = pytest.StashKey[str]()
 # A test may wait for one whole start of the board and then some; in seconds of the machine's clock.
 TEST_LIMIT = 240
+# The first line of kernels whose ext2 says: "DAX support has been removed"
+NO_DAX_IN_EXT2 = (7, 3)
 # Whose tests need a machine that is made otherwise
 STARTS_ANEW = ("test_bad_regions.py", "test_virtiofs.py")
 
@@ -268,6 +270,29 @@ def fs_dax(manifest: dict[str, Any]) -> bool:
     board = ROOT / "board" / manifest["board"] / "linux.config"
     asked = fragments.read(fragments.for_kernel(board, manifest["kernel"]["line"], manifest["kernel"]["variants"]))
     return asked["FS_DAX"].value == "y"
+
+
+@pytest.fixture
+def kind_with_dax(kind: str, manifest: dict[str, Any]) -> str:
+    """The file system `kind` of a parametrised test, where this line of kernels has DAX in it."""
+    if kind == "ext2" and tuple(int(part) for part in manifest["kernel"]["line"].split(".")) >= NO_DAX_IN_EXT2:
+        pytest.skip("ext2 of this kernel has no DAX any more")
+    return kind
+
+
+@pytest.fixture(scope="session")
+def kernel_config(_shell: Shell) -> dict[str, str]:
+    """The configuration of the kernel that runs."""
+    lines = _shell("gzip -dc /proc/config.gz | grep -E '^CONFIG_(ARM_LPAE|TRANSPARENT_HUGEPAGE)='; true").splitlines()
+    return dict(line.removeprefix("CONFIG_").split("=", 1) for line in lines)
+
+
+@pytest.fixture(scope="session")
+def dax_2mib(kernel_config: dict[str, str]) -> None:
+    """Only where the kernel's configuration promises mappings of 2 MiB; there they must be had."""
+    missing = [name for name in ("ARM_LPAE", "TRANSPARENT_HUGEPAGE") if kernel_config.get(name) != "y"]
+    if missing:
+        pytest.skip(f"no mappings of 2 MiB without {' and '.join(f'CONFIG_{name}' for name in missing)}")
 
 
 class Machine:

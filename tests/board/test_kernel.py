@@ -83,6 +83,13 @@ def test_the_data_cache_is_of_the_kind_that_the_board_has(start_log: str, config
     assert ("dcache-aliasing" if aliasing else "dax") in env.get_target_features()
 
 
+def test_the_persistent_memory_is_of_the_kind_that_the_environment_says(config: dict[str, str], env: Any) -> None:
+    kinds = {"struct-pages", "page-less"} & set(env.get_target_features())
+    # A board whose data cache aliases says nothing: it has no DAX.
+    assert kinds <= {"struct-pages" if config.get("ZONE_DEVICE") == "y" else "page-less"}
+    assert kinds or "dax" not in env.get_target_features()
+
+
 def test_nothing_has_tainted_the_kernel(sh: Shell) -> None:
     assert sh("cat /proc/sys/kernel/tainted") == "0"
 

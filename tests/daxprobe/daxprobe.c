@@ -23,21 +23,35 @@
 
 #include "daxprobe.h"
 
-enum need { DAX, EXTENTS, PERSISTENT, VOLATILE, NODAX };
+enum need { DAX, EXTENTS, PERSISTENT, VOLATILE, NODAX, HUGE };
 
 struct point {
 	const char *group;
 	const char *name;
 	enum need need;
 	const char *needs;
+	const char *memory;
 	const char *text;
 	void (*run)(void);
 };
 
 static const struct point points[] = {
-#define POINT(group, name, needs, text) { #group, #name, needs, #needs, text, point_##name },
+#define POINT(group, name, needs, memory, text) \
+	{ #group, #name, needs, #needs, #memory, text, point_##name },
 #include "points.def"
 #undef POINT
+};
+
+/* What a copy of this program does for a point: see start_helper(). */
+static const struct helper {
+	const char *name;
+	int (*run)(const long *numbers);
+} helpers[] = {
+	{ "victim", helper_victim },
+	{ "breakpoint", helper_breakpoint },
+	{ "crash", helper_crash },
+	{ "lock", helper_lock },
+	{ "futex", helper_futex },
 };
 
 /* How long the runner waits, after a point's alarm, for the process to be gone. */
@@ -64,13 +78,16 @@ static int help(void)
 	     "                            --overwrite-writer FILE COUNT | --rename-writer FILE COUNT\n"
 	     "       daxprobe --check-records FILE [--acked COUNT]\n"
 	     "       daxprobe --soak-file FILE SECONDS SEED | --soak-tree DIR SECONDS SEED\n"
+	     "       daxprobe --no-dax-dir DIR --soak-pins DIR SECONDS SEED\n"
+	     "       daxprobe --hold-pages FILE SECONDS\n"
+	     "       daxprobe --aio-into FILE DEVICE | --aio-and-exit FILE DEVICE\n"
 	     "\n"
 	     "Runs points on files that it makes in DIR, and prints TAP; exit 0 if all are ok.\n"
 	     "  --dir DIR           a directory on the file system under test\n"
 	     "  --no-dax-dir DIR    one on a disk file system that knows O_DIRECT\n"
 	     "  --limit SECONDS     the time that one point gets (60)\n"
 	     "  --list              the names of the points\n"
-	     "  --describe          group, name, needs and text of each, separated by tabs\n"
+	     "  --describe          group, name, needs, memory and text of each, separated by tabs\n"
 	     "\n"
 	     "For power cuts: a writer acknowledges each record once it must be durable; the\n"
 	     "checker prints what of them a file holds.\n"
@@ -84,7 +101,16 @@ static int help(void)
 	     "\n"
 	     "For a soak: random operations, the same for the same SEED.\n"
 	     "  --soak-file         on one file and its mappings; each must see what was put there\n"
-	     "  --soak-tree         on names in DIR: make, write, rename, link, remove");
+	     "  --soak-tree         on names in DIR: make, write, rename, link, remove\n"
+	     "  --soak-pins         on pages in use by O_DIRECT, pipes, other processes, against\n"
+	     "                      truncate, holes, fork, mremap; --no-dax-dir: on a disk\n"
+	     "\n"
+	     "For what waits until pages are no longer in use:\n"
+	     "  --hold-pages        lends FILE's first pages to a pipe, closes FILE, says `held`, and\n"
+	     "                      after SECONDS `released`; what the pipe has must be right\n"
+	     "  --aio-into          reads DEVICE by aio and O_DIRECT into a mapping of FILE, says\n"
+	     "                      `submitted`, and `done` when the data has arrived\n"
+	     "  --aio-and-exit      the same, but exits at once");
 	return 0;
 }
 
@@ -96,6 +122,11 @@ static const struct point *find_point(const char *name)
 		if (!strcmp(points[i].name, name))
 			return &points[i];
 	return NULL;
+}
+
+static bool needs_disk(const struct point *point)
+{
+	return point->need == NODAX || point->need == HUGE;
 }
 
 static int remove_one(const char *path, const struct stat *st __unused, int type __unused,
@@ -193,8 +224,8 @@ static bool run_point(const struct point *point, const char *dir, const char *no
 		      unsigned int limit)
 {
 	char *mine = make_dir(dir, point->name);
-	char *plain = point->need == NODAX ? make_dir(no_dax_dir, point->name) : NULL;
-	bool gone, ok = mine && (plain || point->need != NODAX);
+	char *plain = needs_disk(point) ? make_dir(no_dax_dir, point->name) : NULL;
+	bool gone, ok = mine && (plain || !needs_disk(point));
 	int status = 0, reason[2];
 	pid_t pid = -1;
 
@@ -245,7 +276,7 @@ static int run_points(int count, char **names, const char *dir, const char *no_d
 		point = find_point(names[i]);
 		if (!point)
 			return usage_error("there is no point %s", names[i]);
-		if (point->need == NODAX && !no_dax_dir)
+		if (needs_disk(point) && !no_dax_dir)
 			return usage_error("point %s needs --no-dax-dir", names[i]);
 	}
 
@@ -266,8 +297,8 @@ static int list(bool describe)
 
 	for (i = 0; i < ARRAY_SIZE(points); i++)
 		if (describe)
-			printf("%s\t%s\t%s\t%s\n", points[i].group, points[i].name,
-			       points[i].needs, points[i].text);
+			printf("%s\t%s\t%s\t%s\t%s\n", points[i].group, points[i].name,
+			       points[i].needs, points[i].memory, points[i].text);
 		else
 			puts(points[i].name);
 	return 0;
@@ -302,6 +333,42 @@ static int soak(const char *option, int (*load)(const char *, unsigned int, unsi
 	return load(path, number(args[0]), number(args[1]));
 }
 
+static int soak_pinned(const char *dir, const char *no_dax_dir, int count, char **args)
+{
+	if (count != 2 || !number(args[0]) || !number(args[1]) || !no_dax_dir)
+		return usage_error("--soak-pins wants a directory, a number of seconds, a seed, "
+				   "and --no-dax-dir");
+	return soak_pins(dir, no_dax_dir, number(args[0]), number(args[1]));
+}
+
+static int hold(const char *path, int count, char **args)
+{
+	if (count != 1 || !number(args[0]))
+		return usage_error("--hold-pages wants FILE and a number of seconds");
+	return hold_pages(path, number(args[0]));
+}
+
+static int aio(const char *option, const char *path, int count, char **args, bool stay)
+{
+	if (count != 1)
+		return usage_error("%s wants FILE and DEVICE", option);
+	return aio_into(path, args[0], stay);
+}
+
+static int help_a_point(const char *name, int count, char **args)
+{
+	long numbers[8] = { };
+	size_t i;
+	int n;
+
+	for (n = 0; n < count && n < (int)ARRAY_SIZE(numbers); n++)
+		numbers[n] = atol(args[n]);
+	for (i = 0; i < ARRAY_SIZE(helpers); i++)
+		if (!strcmp(helpers[i].name, name))
+			return helpers[i].run(numbers);
+	return usage_error("there is no helper %s", name);
+}
+
 static int check_records(const char *path, int count, unsigned int acked, bool acked_given)
 {
 	struct record_report report;
@@ -320,7 +387,8 @@ static int check_records(const char *path, int count, unsigned int acked, bool a
 enum option_id {
 	OPT_DIR = 256, OPT_NO_DAX_DIR, OPT_LIMIT, OPT_LIST, OPT_DESCRIBE, OPT_HELP,
 	OPT_WRITER, OPT_FSYNC_WRITER, OPT_OVERWRITE_WRITER, OPT_RENAME_WRITER, OPT_NO_SYNC,
-	OPT_CHECK_RECORDS, OPT_ACKED, OPT_SOAK_FILE, OPT_SOAK_TREE, OPT_SELFTEST,
+	OPT_CHECK_RECORDS, OPT_ACKED, OPT_SOAK_FILE, OPT_SOAK_TREE, OPT_SOAK_PINS,
+	OPT_HOLD_PAGES, OPT_AIO_INTO, OPT_AIO_AND_EXIT, OPT_SELFTEST, OPT_HELPER,
 };
 
 static const struct option options[] = {
@@ -339,6 +407,11 @@ static const struct option options[] = {
 	{ "acked", required_argument, NULL, OPT_ACKED },
 	{ "soak-file", required_argument, NULL, OPT_SOAK_FILE },
 	{ "soak-tree", required_argument, NULL, OPT_SOAK_TREE },
+	{ "soak-pins", required_argument, NULL, OPT_SOAK_PINS },
+	{ "hold-pages", required_argument, NULL, OPT_HOLD_PAGES },
+	{ "aio-into", required_argument, NULL, OPT_AIO_INTO },
+	{ "aio-and-exit", required_argument, NULL, OPT_AIO_AND_EXIT },
+	{ "helper", required_argument, NULL, OPT_HELPER },	/* start_helper() */
 	{ "selftest", required_argument, NULL, OPT_SELFTEST },	/* point exec_program */
 	{ }
 };
@@ -413,6 +486,16 @@ int main(int argc, char **argv)
 		return soak("--soak-file", soak_file, file, argc, argv);
 	case OPT_SOAK_TREE:
 		return soak("--soak-tree", soak_tree, file, argc, argv);
+	case OPT_SOAK_PINS:
+		return soak_pinned(file, no_dax_dir, argc, argv);
+	case OPT_HOLD_PAGES:
+		return hold(file, argc, argv);
+	case OPT_AIO_INTO:
+		return aio("--aio-into", file, argc, argv, true);
+	case OPT_AIO_AND_EXIT:
+		return aio("--aio-and-exit", file, argc, argv, false);
+	case OPT_HELPER:
+		return help_a_point(file, argc, argv);
 	case OPT_CHECK_RECORDS:
 		return check_records(file, argc, acked, acked_given);
 	default:

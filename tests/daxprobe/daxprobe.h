@@ -27,14 +27,14 @@
 #define __printf(fmt, args) __attribute__((format(printf, fmt, args)))
 
 /* One prototype per line of points.def: `daxprobe --list` can not name what does not exist. */
-#define POINT(group, name, needs, text) void point_##name(void);
+#define POINT(group, name, needs, memory, text) void point_##name(void);
 #include "points.def"
 #undef POINT
 
 /* Set by the runner before it starts a point. */
 extern size_t page;		/* bytes in a page */
 extern const char *point_dir;	/* the point's directory on the file system under test */
-extern const char *plain_dir;	/* the same on the file system without DAX (needs NODAX) */
+extern const char *plain_dir;	/* the same on the file system without DAX (needs NODAX, HUGE) */
 
 /* Verdicts: the reason goes to the runner, which prints it as a TAP diagnostic. */
 extern int reason_fd;
@@ -71,6 +71,14 @@ uint8_t *map_private(int fd, size_t len);
 uint8_t *reserve(size_t len, size_t align);		/* address space for MAP_FIXED */
 void *aligned_buffer(size_t len);			/* ordinary memory, page-aligned */
 
+/* Of the file `name` that the point has made */
+uint8_t *map_again(const char *name, size_t len, int flags);
+void verify_named(const char *name, size_t len, unsigned int seed, size_t off, const char *what);
+/* Pages of a file "dax", mapped shared, each of them touched and with seed 2. */
+uint8_t *touched(size_t pages);
+/* "direct" on the disk file system without DAX, open with O_DIRECT. */
+int direct_file(size_t len, unsigned int seed);
+
 /*
  * Patterns: the byte at offset `off` depends on the seed and on the offset, so that a page that
  * stands in the wrong place is noticed as well as a stale one.
@@ -94,6 +102,32 @@ time_t now(void);				/* monotonic, in seconds */
 pid_t start(void (*fn)(void *arg), void *arg);
 void join(pid_t pid);
 
+/* Whether the child has ended, or does so in this time; join() is still to come. */
+bool ends_within(pid_t pid, unsigned int limit_ms);
+
+/* A child that sits and waits, with the same mappings; the second one stopped, to be traced. */
+pid_t victim(void);
+pid_t traced_victim(void);
+ssize_t vm_copy(pid_t pid, void *local, void *remote, size_t len, bool write);
+long peek(pid_t pid, void *address);			/* errno tells whether it is valid */
+
+/* A copy of this program in point_dir; its path is good for the next few calls of in_dir(). */
+const char *copy_myself(const char *name);
+/*
+ * Starts `program`, a copy of this one, as helper `name` (daxprobe.c has the list): it has
+ * nothing of this process but its descriptors and these numbers.
+ */
+pid_t start_helper(const char *program, const char *name, int count, const long *numbers);
+int helper_victim(const long *numbers);			/* remote.c */
+int helper_breakpoint(const long *numbers);		/* remote.c */
+int helper_crash(const long *numbers);			/* core.c */
+int helper_lock(const long *numbers);			/* locks.c */
+int helper_futex(const long *numbers);			/* locks.c */
+
+long futex(uint32_t *word, int op, uint32_t value);
+uint64_t proc_entry(const char *path, uint64_t index);	/* 64 bits of /proc/kpageflags and such */
+bool kernel_is_at_least(unsigned int major, unsigned int minor);
+
 /* A baton between the point and one child: whoever holds it may go on. */
 struct baton {
 	int to_child[2];
@@ -108,6 +142,20 @@ void baton_await_parent(struct baton *b);	/* called by the child */
 
 /* exec.c: what the copy of this program on the DAX mount does. */
 int selftest(int token);
+
+/* exec.c: instructions of a function that returns n. */
+size_t make_code(uint8_t *code, uint8_t n);
+int call_code(const uint8_t *code);
+
+/* aio.c: asynchronous input and output by their system calls. */
+struct aio;
+struct aio *aio_open(void);
+void aio_submit(struct aio *aio, bool write, int fd, void *buf, size_t len, off_t off);
+void aio_await(struct aio *aio, size_t len);		/* one of them, of that many bytes */
+
+/* pins.c: pages that stay in use for some seconds, for tests that look at what waits for them. */
+int hold_pages(const char *path, unsigned int seconds);
+int aio_into(const char *path, const char *device, bool stay);
 
 /* records.c: the subcommands for power-cut tests, and their checker. */
 struct record_report {
@@ -128,5 +176,8 @@ size_t record_size(void);
 /* soak.c: load that checks itself, for some seconds. */
 int soak_file(const char *path, unsigned int seconds, unsigned int seed);
 int soak_tree(const char *dir, unsigned int seconds, unsigned int seed);
+
+/* pinsoak.c: the same for pages in use, by several processes. */
+int soak_pins(const char *dir, const char *plain, unsigned int seconds, unsigned int seed);
 
 #endif

@@ -30,16 +30,6 @@ int selftest(int token)
 	return data_ok ? token : 1;
 }
 
-static void copy_myself(const char *name)
-{
-	int from = open("/proc/self/exe", O_RDONLY);
-	int to = create(name);
-
-	CHECK(from >= 0, "open /proc/self/exe: %m");
-	copy_file(from, to);
-	CHECK(!close(from) && !close(to), "close: %m");
-}
-
 static int run_copy(const char *name, int token)
 {
 	const char *path = in_dir(point_dir, name);
@@ -118,7 +108,7 @@ void point_exec_text_busy(void)
 }
 
 /* A function that returns n: its instructions. */
-static size_t make_code(uint8_t *code, uint8_t n)
+size_t make_code(uint8_t *code, uint8_t n)
 {
 #if defined(__arm__)
 	const uint32_t insns[] = { 0xe3a00000 | n, 0xe12fff1e };	/* mov r0, #n; bx lr */
@@ -131,7 +121,7 @@ static size_t make_code(uint8_t *code, uint8_t n)
 	return sizeof(insns);
 }
 
-static int call(const uint8_t *code)
+int call_code(const uint8_t *code)
 {
 	return ((int (*)(void))(uintptr_t)code)();
 }
@@ -152,7 +142,7 @@ static void run_written_code(int flags)
 		len = make_code(code, n);
 		put(fd, code, len, 0);
 		p = map(fd, page, PROT_READ | PROT_EXEC, flags, 0);
-		CHECK(call(p) == n, "code written to return %d returned %d", n, call(p));
+		CHECK(call_code(p) == n, "code written to return %d returned %d", n, call_code(p));
 		CHECK(!munmap(p, page), "munmap: %m");
 	}
 }
@@ -180,7 +170,7 @@ void point_exec_stored_code(void)
 		len = make_code(writer, n);
 		__builtin___clear_cache((char *)writer, (char *)writer + len);
 		__builtin___clear_cache((char *)p, (char *)p + len);
-		CHECK(call(p) == n, "code stored to return %d returned %d", n, call(p));
+		CHECK(call_code(p) == n, "code stored to return %d returned %d", n, call_code(p));
 	}
 }
 
@@ -197,8 +187,8 @@ void point_exec_many_pages(void)
 	}
 	p = map_code(fd, PAGES * page);
 	for (i = PAGES - 1; i >= 0; i--)
-		CHECK(call(p + i * page + 64) == i + 1, "the function in page %d returned %d", i,
-		      call(p + i * page + 64));
+		CHECK(call_code(p + i * page + 64) == i + 1, "the function in page %d returned %d", i,
+		      call_code(p + i * page + 64));
 }
 
 /* mprotect: written as data, then made executable at the same address. */
@@ -213,6 +203,6 @@ void point_exec_after_protect(void)
 		len = make_code(p, n);
 		__builtin___clear_cache((char *)p, (char *)p + len);
 		CHECK(!mprotect(p, page, PROT_READ | PROT_EXEC), "mprotect: %m");
-		CHECK(call(p) == n, "code stored to return %d returned %d", n, call(p));
+		CHECK(call_code(p) == n, "code stored to return %d returned %d", n, call_code(p));
 	}
 }

@@ -14,26 +14,11 @@
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "daxprobe.h"
-
-#ifndef SYS_futex
-#define SYS_futex SYS_futex_time64
-#endif
-
-/* A file under test of `pages` pages, each mapped and dirty. */
-static uint8_t *touched(size_t pages)
-{
-	int fd = create_filled("dax", pages * page, 1);
-	uint8_t *p = map_shared(fd, pages * page);
-
-	fill(p, pages * page, 2, 0);
-	return p;
-}
 
 void point_write_from_mapping(void)
 {
@@ -85,20 +70,6 @@ void point_syscall_buffers(void)
 	CHECK(!stat((char *)p, st), "stat, path and result in the mapping: %m");
 	CHECK(!stat(point_dir, &direct), "stat: %m");
 	CHECK(st->st_ino == direct.st_ino, "stat into the mapping gave another inode");
-}
-
-/* A file on an ordinary disk file system, open with O_DIRECT, with `seed` in it. */
-static int direct_file(size_t len, unsigned int seed)
-{
-	int fd = create_in(plain_dir, "direct", O_DIRECT);
-	uint8_t *data = aligned_buffer(len);
-
-	fill(data, len, seed, 0);
-	put(fd, data, len, 0);
-	memset(data, 0, len);
-	get(fd, data, len, 0);
-	verify(data, len, seed, 0, "O_DIRECT with ordinary memory");
-	return fd;
 }
 
 void point_odirect_read(void)
@@ -169,27 +140,6 @@ void point_odirect_private_uncopied(void)
 	CHECK_ERRNO(pwrite(direct, p, page, 0), EFAULT);
 }
 
-static void sit_and_wait(void *arg)
-{
-	(void)arg;
-	for (;;)
-		pause();
-}
-
-/* A child with the same mappings, to be looked into; killed with the point at the latest. */
-static pid_t victim(void)
-{
-	return start(sit_and_wait, NULL);
-}
-
-static ssize_t vm_copy(pid_t pid, void *local, void *remote, size_t len, bool write)
-{
-	struct iovec here = { local, len }, there = { remote, len };
-
-	return write ? process_vm_writev(pid, &here, 1, &there, 1, 0) :
-		process_vm_readv(pid, &here, 1, &there, 1, 0);
-}
-
 void point_process_vm_remote(void)
 {
 	uint8_t *p = touched(1), *data = aligned_buffer(page), *plain = aligned_buffer(page);
@@ -230,24 +180,6 @@ void point_proc_mem(void)
 	CHECK_ERRNO(pread(mem, data, sizeof(data), (uintptr_t)p), EIO);
 	CHECK_ERRNO(pwrite(mem, data, sizeof(data), (uintptr_t)p), EIO);
 	verify(p, page, 2, 0, "the mapping after the refused write");
-}
-
-/* A stopped child whose memory can be peeked and poked. */
-static pid_t traced_victim(void)
-{
-	int status;
-	pid_t pid = victim();
-
-	CHECK(!ptrace(PTRACE_ATTACH, pid, NULL, NULL), "PTRACE_ATTACH: %m");
-	CHECK(waitpid(pid, &status, 0) == pid && WIFSTOPPED(status), "the child did not stop");
-	return pid;
-}
-
-/* glibc's wrapper returns the word and may return -1 for it: errno tells. */
-static long peek(pid_t pid, void *address)
-{
-	errno = 0;
-	return ptrace(PTRACE_PEEKDATA, pid, address, NULL);
 }
 
 void point_ptrace_shared(void)
@@ -311,11 +243,6 @@ void point_vmsplice_out(void)
 	CHECK(vmsplice(ends[0], &part, 1, 0) == sizeof(data),
 	      "vmsplice from a pipe, which copies: %m");
 	verify(p + 10, sizeof(data), 3, 0, "the mapping");
-}
-
-static long futex(uint32_t *word, int op, uint32_t value)
-{
-	return syscall(SYS_futex, word, op, value, NULL, NULL, 0);
 }
 
 void point_futex_shared(void)

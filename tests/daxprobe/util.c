@@ -9,13 +9,24 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/utsname.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "daxprobe.h"
+
+#ifndef SYS_futex
+#define SYS_futex SYS_futex_time64
+#endif
+/* The most numbers that a helper is given */
+#define MOST_NUMBERS 8
 
 size_t page;
 const char *point_dir;
@@ -358,4 +369,169 @@ void baton_await_child(struct baton *b)
 void baton_await_parent(struct baton *b)
 {
 	baton_wait(b->to_child[0]);
+}
+
+/* A file under test of `pages` pages, each mapped and dirty. */
+uint8_t *touched(size_t pages)
+{
+	int fd = create_filled("dax", pages * page, 1);
+	uint8_t *p = map_shared(fd, pages * page);
+
+	fill(p, pages * page, 2, 0);
+	return p;
+}
+
+/* A file on an ordinary disk file system, open with O_DIRECT, with `seed` in it. */
+int direct_file(size_t len, unsigned int seed)
+{
+	int fd = create_in(plain_dir, "direct", O_DIRECT);
+	uint8_t *data = aligned_buffer(len);
+
+	fill(data, len, seed, 0);
+	put(fd, data, len, 0);
+	memset(data, 0, len);
+	get(fd, data, len, 0);
+	verify(data, len, seed, 0, "O_DIRECT with ordinary memory");
+	return fd;
+}
+
+static void sit_and_wait(void *arg)
+{
+	(void)arg;
+	for (;;)
+		pause();
+}
+
+/* A child with the same mappings, to be looked into; killed with the point at the latest. */
+pid_t victim(void)
+{
+	return start(sit_and_wait, NULL);
+}
+
+ssize_t vm_copy(pid_t pid, void *local, void *remote, size_t len, bool write)
+{
+	struct iovec here = { local, len }, there = { remote, len };
+
+	return write ? process_vm_writev(pid, &here, 1, &there, 1, 0) :
+		process_vm_readv(pid, &here, 1, &there, 1, 0);
+}
+
+/* A stopped child whose memory can be peeked and poked. */
+pid_t traced_victim(void)
+{
+	int status;
+	pid_t pid = victim();
+
+	CHECK(!ptrace(PTRACE_ATTACH, pid, NULL, NULL), "PTRACE_ATTACH: %m");
+	CHECK(waitpid(pid, &status, 0) == pid && WIFSTOPPED(status), "the child did not stop");
+	return pid;
+}
+
+/* glibc's wrapper returns the word and may return -1 for it: errno tells. */
+long peek(pid_t pid, void *address)
+{
+	errno = 0;
+	return ptrace(PTRACE_PEEKDATA, pid, address, NULL);
+}
+
+long futex(uint32_t *word, int op, uint32_t value)
+{
+	return syscall(SYS_futex, word, op, value, NULL, NULL, 0);
+}
+
+pid_t start_helper(const char *program, const char *name, int count, const long *numbers)
+{
+	static char words[MOST_NUMBERS][16];
+	const char *argv[MOST_NUMBERS + 4] = { "daxprobe", "--helper", name };
+	pid_t pid;
+	int i;
+
+	CHECK(count <= MOST_NUMBERS, "%s has %d arguments", name, count);
+	for (i = 0; i < count; i++) {
+		snprintf(words[i], sizeof(words[i]), "%ld", numbers[i]);
+		argv[i + 3] = words[i];
+	}
+	pid = fork();
+	CHECK(pid >= 0, "fork: %m");
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		execv(program, (char **)argv);
+		fail("exec of %s: %m", program);
+	}
+	return pid;
+}
+
+const char *copy_myself(const char *name)
+{
+	int from = open("/proc/self/exe", O_RDONLY);
+	int to = create(name);
+
+	CHECK(from >= 0, "open /proc/self/exe: %m");
+	copy_file(from, to);
+	CHECK(!close(from) && !close(to), "close: %m");
+	return in_dir(point_dir, name);
+}
+
+uint8_t *map_again(const char *name, size_t len, int flags)
+{
+	int fd = open(in_dir(point_dir, name), O_RDWR | O_CLOEXEC);
+	uint8_t *p;
+
+	CHECK(fd >= 0, "open %s: %m", name);
+	p = map(fd, len, PROT_READ | PROT_WRITE, flags, 0);
+	close(fd);
+	return p;
+}
+
+void verify_named(const char *name, size_t len, unsigned int seed, size_t off, const char *what)
+{
+	int fd = open(in_dir(point_dir, name), O_RDONLY | O_CLOEXEC);
+
+	CHECK(fd >= 0, "open %s: %m", name);
+	verify_file(fd, len, seed, off, what);
+	close(fd);
+}
+
+/* In milliseconds */
+static long long clock_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000LL + ts.tv_nsec / 1000000;
+}
+
+bool ends_within(pid_t pid, unsigned int limit_ms)
+{
+	const long long end = clock_ms() + limit_ms;
+	siginfo_t info = { };
+
+	do {
+		CHECK(!waitid(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT), "waitid: %m");
+		if (info.si_pid)
+			return true;
+		usleep(2000);
+	} while (clock_ms() < end);
+	return false;
+}
+
+uint64_t proc_entry(const char *path, uint64_t index)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	uint64_t entry;
+
+	CHECK(fd >= 0, "%s: %m", path);
+	get(fd, &entry, sizeof(entry), index * sizeof(entry));
+	close(fd);
+	return entry;
+}
+
+bool kernel_is_at_least(unsigned int major, unsigned int minor)
+{
+	unsigned int have_major, have_minor;
+	struct utsname name;
+
+	CHECK(!uname(&name) && sscanf(name.release, "%u.%u", &have_major, &have_minor) == 2,
+	      "uname: %m");
+	return have_major > major || (have_major == major && have_minor >= minor);
 }
