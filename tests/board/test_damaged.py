@@ -26,6 +26,7 @@ def damage(sh: Shell, device: str, where: int, size: int) -> None:
 
 @pytest.mark.series("E3")
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("kind_with_dax")
 class TestSuperblock:
     @pytest.mark.klog_allows("EXT2-fs.*error: can't find")
     def test_it_is_refused_and_mended_from_a_copy(self, sh: Shell, scratch: Volumes, pmem: Region, kind: str) -> None:

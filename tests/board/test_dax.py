@@ -9,6 +9,8 @@ from boardtools import Region, Shell, Volumes, cached_kib, dax_refused, is_dax
 # Enough to tell it from the noise of a running system
 MIB = 12
 KINDS = ["ext4", "ext2", "xfs"]
+# What ext2 says where mainline has taken DAX out of it
+EXT2_WITHOUT = "DAX support has been removed"
 DAX_OPTION = {"ext4": "dax=always", "ext2": "dax", "xfs": "dax=always"}
 
 
@@ -26,6 +28,7 @@ def grows_by(sh: Shell, folder: str) -> int:
 @pytest.mark.lg_feature("dax")
 @pytest.mark.series("E1")
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("kind_with_dax")
 class TestOn:
     @pytest.fixture
     def folder(self, volumes: Volumes, pmem: Region, kind: str) -> str:
@@ -104,6 +107,16 @@ class TestOff:
         assert grows_by(sh, folder) > MIB * 1024 * 3 / 4
 
 
+@pytest.mark.lg_feature("dax")
+def test_ext2_says_that_it_has_no_dax_any_more(sh: Shell, scratch: Volumes, pmem: Region, ext2_has_dax: bool) -> None:
+    scratch.make("ext2", pmem.device)
+    status, said = scratch.try_mount("ext2", pmem.device, "dax")
+    assert status == 0
+    assert (EXT2_WITHOUT in said) == (not ext2_has_dax)
+    sh(f"echo hello >{scratch.point(pmem.device)}/file")
+    assert is_dax(sh, f"{scratch.point(pmem.device)}/file") == ext2_has_dax
+
+
 class TestOnARamDisk:
     """A disk without DAX: ext4 refuses the mount, the others say so and go on without."""
 
@@ -114,10 +127,12 @@ class TestOnARamDisk:
         assert dax_refused(why)
 
     @pytest.mark.parametrize("kind", ["ext2", pytest.param("xfs", marks=pytest.mark.series("E1"))])
-    def test_the_others_fall_back_with_a_message(self, sh: Shell, scratch: Volumes, kind: str, fs_dax: bool) -> None:
+    def test_the_others_fall_back_with_a_message(
+        self, sh: Shell, scratch: Volumes, kind: str, fs_dax: bool, ext2_has_dax: bool
+    ) -> None:
         scratch.make(kind, "/dev/ram0")
         status, why = scratch.try_mount(kind, "/dev/ram0", DAX_OPTION[kind])
-        assert dax_refused(why)
+        assert dax_refused(why) if kind != "ext2" or ext2_has_dax else EXT2_WITHOUT in why
         if kind == "xfs" and not fs_dax:
             # It does not know the option.
             assert status

@@ -9,6 +9,8 @@ from boardtools import MKFS, Region, Shell, Volumes, is_dax
 pytestmark = pytest.mark.lg_feature("dax")
 
 
+@pytest.mark.parametrize("kind", ["ext2"])
+@pytest.mark.usefixtures("kind_with_dax")
 class TestExt2:
     @pytest.mark.series("E1")
     def test_small_blocks_fall_back_with_a_message(self, sh: Shell, scratch: Volumes, pmem: Region) -> None:

@@ -42,6 +42,7 @@ def test_the_service_formats_nothing_by_itself(sh: Shell, service: str, pmem: Re
 @pytest.mark.lg_feature("dax")
 @pytest.mark.series("E3")
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "ext2"])
+@pytest.mark.usefixtures("kind_with_dax")
 def test_the_service_mounts_what_is_there_with_dax(sh: Shell, service: str, pmem: Region, kind: str) -> None:
     setup(sh, kind)
     sh("echo kept >/pmem/file; umount /pmem")
