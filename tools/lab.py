@@ -249,7 +249,7 @@ def strategy() -> Iterator[Any]:
 
     sys.path.insert(0, str(LABGRID))
     # The environment's features, which matter to tests only
-    for name in ("LG_DCACHE", "LG_IMAGE", *(name for names in LACKS.values() for name in names)):
+    for name in ("LG_DCACHE", "LG_DAX_MEMORY", "LG_IMAGE", *(name for names in LACKS.values() for name in names)):
         os.environ.setdefault(name, "none")
     env = Environment(os.environ["LG_ENV"])
     # Only now: the environment loads it, and its classes are not those of an import before.
