@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from boardtools import CommandFailed, Region, Shell, Volumes, dax_refused, dm_create, is_dax
+from boardtools import Region, Shell, Volumes, dax_refused, dm_create, is_dax
 from test_daxprobe import POINTS
 
 DM = "/dev/mapper/t"
@@ -107,13 +105,12 @@ def test_dax_goes_on_while_the_table_is_swapped_under_load(
     scratch.check("ext4", linear)
 
 
-SMALL_STRIPES = "stripes of 2 KiB"
 WITHOUT_DAX = {
     "crypt": "0 {sectors} crypt aes-xts-plain64 {key} 0 {device} 0",
     "snapshot": "0 {sectors} snapshot {device} /dev/ram1 N 8",
     "misaligned linear": "0 {sectors} linear {device} 1",
     "second target off a page": "0 32769 linear {device} 0\\n32769 32767 linear {device} 65536",
-    SMALL_STRIPES: "0 {sectors} striped 2 4 {device} 0 {device} 65536",
+    "stripes of 2 KiB": "0 {sectors} striped 2 4 {device} 0 {device} 65536",
     "linear on a RAM disk": "0 {sectors} linear /dev/ram1 0",
 }
 # What has DAX, unless the data cache aliases
@@ -140,19 +137,7 @@ class TestWithout:
         assert status
         assert dax_refused(why)
 
-    def test_it_works_without(
-        self,
-        sh: Shell,
-        scratch: Volumes,
-        device: str,
-        kind: str,
-        manifest: dict[str, Any],
-        request: pytest.FixtureRequest,
-    ) -> None:
-        if kind == SMALL_STRIPES and manifest["kernel"]["line"] == "7.3":
-            # Seen on the unpatched kernel; plain reads and writes of the device are right.
-            reason = "Linux 7.3.4 loses blocks of ext4's journal on stripes that are smaller than a block"
-            request.applymarker(pytest.mark.xfail(reason=reason, raises=CommandFailed, strict=True))
+    def test_it_works_without(self, sh: Shell, scratch: Volumes, device: str) -> None:
         point = scratch.mount("ext4", device)
         digest = sh(
             f"dd if=/dev/urandom of={point}/file bs=64k count=16 conv=fsync 2>/dev/null; sha256sum <{point}/file"
