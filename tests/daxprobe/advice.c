@@ -355,7 +355,10 @@ void point_mincore_pages(void)
 	CHECK(!mincore(map_private(dax, PAGES * page), PAGES * page, in_core), "mincore: %m");
 }
 
-/* cachestat(2) came with 6.5: there is no page cache, so nothing in it. */
+/*
+ * cachestat(2) came with 6.5: there is no page cache, so nothing in it. The last two values are
+ * not looked at: it takes the entries of DAX for those of evicted pages, on all architectures.
+ */
 void point_cachestat(void)
 {
 	const uint64_t range[2] = { 0, 4 * page };
@@ -367,7 +370,7 @@ void point_cachestat(void)
 		return;
 	CHECK(!syscall(SYS_cachestat, dax, range, stat, 0),
 	      "cachestat: %m (CONFIG_CACHESTAT_SYSCALL)");
-	for (i = 0; i < 5; i++)
+	for (i = 0; i < 3; i++)
 		CHECK(!stat[i], "cachestat: value %d is %llu pages", i,
 		      (unsigned long long)stat[i]);
 	verify(p, 4 * page, 2, 0, "the mapping");
