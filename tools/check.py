@@ -25,6 +25,8 @@ BIN = Path(sys.executable).parent
 CHECKPATCH_IGNORE = (
     # a stable series does not touch MAINTAINERS
     "FILE_PATH_CHANGES",
+    # The kernel names the functions of its page flags so.
+    "CAMELCASE",
     # upstream commits are named, and this tree (Debian's source package) has no history to find them in
     "UNKNOWN_COMMIT_ID",
 )
