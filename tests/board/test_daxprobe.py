@@ -15,6 +15,8 @@ POINT_LIMIT_S, RUN_LIMIT_S = 40, 60
 # So many names fit into a command, and end within the limit of a run.
 AT_ONCE = 8
 # What each kind of file system offers the points; xfs is not told where to put its extents.
+# ext2 lets a truncate go on while pages are in use, on all kernels, and its times are in whole seconds.
+NOT_ON = {"ext2": {"groups": {"pins"}, "names": {"direct_is_noticed"}}, "xfs": {"groups": set(), "names": set()}}
 OFFERED = {"ext2": {"DAX", "NODAX"}, "xfs": {"DAX", "NODAX", "EXTENTS"}}
 NEEDS_DISK = {"NODAX", "HUGE"}
 PAGES_GROUPS = list(dict.fromkeys(point.group for point in POINTS if point.memory == "PAGES" and point.needs != "HUGE"))
@@ -74,13 +76,15 @@ def test_the_coherency_points_hold_on(sh: Shell, volumes: Volumes, pmem: Region,
 def test_the_points_of_pages_hold_on(
     sh: Shell, volumes: Volumes, pmem: Region, nodax_dir: str, kind: str, group: str
 ) -> None:
-    folder = volumes.get(kind, pmem.device, "dax")
     names = [
         point.name
         for point in POINTS
         if point.group == group and point.memory != "PAGELESS" and point.needs in OFFERED[kind]
     ]
-    run_points(sh, folder, nodax_dir, names)
+    names = [name for name in names if group not in NOT_ON[kind]["groups"] and name not in NOT_ON[kind]["names"]]
+    if not names:
+        pytest.skip(f"{kind} holds none of these points")
+    run_points(sh, volumes.get(kind, pmem.device, "dax"), nodax_dir, names)
 
 
 def test_the_program_knows_the_points_that_are_declared(sh: Shell) -> None:
