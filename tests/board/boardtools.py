@@ -200,6 +200,29 @@ class Region:
         return f"/dev/{self.name}"
 
 
+# The kernel's driver of the regions, in sysfs
+DRIVER = "/sys/bus/nd/drivers/nd_pmem"
+# Takes a processor away and gives it back, as long as the file is there.
+HOTPLUG = """
+cd /sys/devices/system/cpu
+[ -e cpu1/online ] || { echo 'no second processor'; exit 0; }
+while [ -e /tmp/soaking ]; do
+    for state in 0 1; do echo $state >cpu1/online && read now <cpu1/online && [ $now = $state ] || exit 1; sleep 0.3; done
+    turns=$((turns + 1))
+done
+echo "a processor went and came $turns times"
+"""
+
+
+def namespace_of(sh: Shell, region: Region) -> str:
+    return sh(f"basename $(readlink -f /sys/block/{region.name}/device)")
+
+
+def device_zone(sh: Shell) -> str:
+    """What /proc/zoneinfo says of the zone of device pages: nothing of it is free or managed memory."""
+    return sh("awk '/zone/ {on = $4 == \"Device\"} on' /proc/zoneinfo")
+
+
 def find_regions(sh: Shell) -> list[Region]:
     """The regions in the target's device tree, in the order of their addresses."""
     names = {}
@@ -224,6 +247,7 @@ MKFS = {
     "ext2": "mkfs.ext2 -q -F -b 4096",
     "xfs": "TEST_DIR=1 TEST_DEV=1 QA_CHECK_FS=1 mkfs.xfs -q -f -m reflink=0,rmapbt=0 -i nrext64=0",
 }
+MKFS_REFLINK = MKFS["xfs"].replace("reflink=0", "reflink=1")
 # Options of mkfs.ext4: pieces of 2 MiB are allocated at multiples of that, where they can be mapped at once.
 HUGE_EXTENTS = "-E stride=512,stripe_width=512"
 FSCK = {"ext4": "e2fsck -f -n", "ext2": "e2fsck -f -n", "xfs": "xfs_repair -n"}

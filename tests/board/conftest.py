@@ -301,6 +301,15 @@ def dax_2mib(kernel_config: dict[str, str]) -> None:
         pytest.skip(f"no mappings of 2 MiB without {' and '.join(f'CONFIG_{name}' for name in missing)}")
 
 
+@pytest.fixture
+def disk(sh: Shell, scratch: Volumes) -> str:
+    """A folder on a disk without DAX, beside what the test mounts by hand."""
+    scratch.make("ext4", "/dev/ram0")
+    point = scratch.mount("ext4", "/dev/ram0")
+    sh(f"mkdir -p {point}/t")
+    return f"{point}/t"
+
+
 class Machine:
     """Operations on the whole board, which do not lose the kernel log of the time before."""
 

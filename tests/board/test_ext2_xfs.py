@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from boardtools import MKFS, Region, Shell, Volumes, is_dax
+from boardtools import MKFS, MKFS_REFLINK, Region, Shell, Volumes, is_dax
 
 pytestmark = pytest.mark.lg_feature("dax")
 
@@ -74,7 +74,7 @@ class TestXfs:
     def test_a_store_to_a_reflinked_file_leaves_the_other_one_alone(
         self, sh: Shell, scratch: Volumes, pmem: Region
     ) -> None:
-        sh(f"{MKFS['xfs'].replace('reflink=0', 'reflink=1')} {pmem.device}")
+        sh(f"{MKFS_REFLINK} {pmem.device}")
         point = scratch.mount("xfs", pmem.device, "dax=always")
         before = sh(f"cd {point} && dd if=/dev/urandom of=a bs=4k count=50 2>/dev/null; sha256sum <a")
         sh(f"cd {point} && xfs_io -f -c 'reflink a 0 0 200k' b && cmp a b")

@@ -11,22 +11,12 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from boardtools import HUGE_EXTENTS, MountRefused, Region, Shell, Volumes, is_dax
+from boardtools import DRIVER, HUGE_EXTENTS, MountRefused, Region, Shell, Volumes, device_zone, is_dax, namespace_of
 
 pytestmark = pytest.mark.lg_feature(["dax", "struct-pages"])
 NDCTL_LIMIT_S = 60
-DRIVER = "/sys/bus/nd/drivers/nd_pmem"
 # Points that go through pages on all ways, and take little time
 FEW_POINTS = ["direct_read", "direct_hole", "remote_vm", "vmsplice_shared", "futex_key", "pin_truncate"]
-
-
-def namespace_of(sh: Shell, region: Region) -> str:
-    return sh(f"basename $(readlink -f /sys/block/{region.name}/device)")
-
-
-def device_zone(sh: Shell) -> str:
-    """What /proc/zoneinfo says of the zone of device pages: nothing of it is free or managed memory."""
-    return sh("awk '/zone/ {on = $4 == \"Device\"} on' /proc/zoneinfo")
 
 
 def bind(sh: Shell, namespace: str, anew: bool = True) -> None:
@@ -44,15 +34,6 @@ def check_dax(sh: Shell, scratch: Volumes, region: Region, disk: str) -> None:
     assert is_dax(sh, f"{point}/t/file")
     sh(f"daxprobe --dir {point}/t --no-dax-dir {disk} {' '.join(FEW_POINTS)}", timeout=NDCTL_LIMIT_S)
     scratch.check("ext4", region.device)
-
-
-@pytest.fixture
-def disk(sh: Shell, scratch: Volumes) -> str:
-    """A folder on a disk without DAX, beside what the test mounts by hand."""
-    scratch.make("ext4", "/dev/ram0")
-    point = scratch.mount("ext4", "/dev/ram0")
-    sh(f"mkdir -p {point}/t")
-    return f"{point}/t"
 
 
 class TestDriver:

@@ -9,7 +9,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from boardtools import HUGE_EXTENTS, MKFS, Region, Shell, Volumes, dm_create, is_dax
+from boardtools import (
+    DRIVER,
+    HOTPLUG,
+    HUGE_EXTENTS,
+    MKFS_REFLINK,
+    Region,
+    Shell,
+    Volumes,
+    device_zone,
+    dm_create,
+    is_dax,
+    namespace_of,
+)
 
 pytestmark = pytest.mark.lg_feature(["dax", "struct-pages"])
 SOAK_S = 10
@@ -17,15 +29,6 @@ SOAK_S = 10
 BESIDES_S = 120
 # How long pages are held; and how long, at the most, whoever waits for them needs afterwards
 HELD_S, AFTER_S = 3, 15
-DRIVER = "/sys/bus/nd/drivers/nd_pmem"
-
-HOTPLUG = """
-cd /sys/devices/system/cpu
-[ -e cpu1/online ] || { echo 'no second processor'; exit 0; }
-while [ -e /tmp/pinning ]; do
-    for state in 0 1; do echo $state >cpu1/online && read now <cpu1/online && [ $now = $state ] || exit 1; sleep 0.3; done
-done
-"""
 
 
 def pins(sh: Shell) -> dict[str, int]:
@@ -36,31 +39,19 @@ def pins(sh: Shell) -> dict[str, int]:
     return {name: int(value) for name, value in found}
 
 
-def zone(sh: Shell) -> str:
-    return sh("awk '/zone/ {on = $4 == \"Device\"} on' /proc/zoneinfo")
-
-
 def check_idle(sh: Shell, scratch: Volumes, kind: str, region: Region, zone_before: str) -> None:
     """No page is in use any more: the counts agree, the driver gives the region back, and takes it again."""
     count = pins(sh)
     assert count["acquired"] == count["released"]
     scratch.check(kind, region.device)
-    namespace = sh(f"basename $(readlink -f /sys/block/{region.name}/device)")
+    namespace = namespace_of(sh, region)
     # It waits until the last reference to a page is gone.
     sh(f"echo {namespace} >{DRIVER}/unbind", timeout=AFTER_S)
     sh(f"echo {namespace} >{DRIVER}/bind; test -e {region.device}", timeout=AFTER_S)
-    assert zone(sh) == zone_before
+    assert device_zone(sh) == zone_before
     point = scratch.mount(kind, region.device, "dax=always")
     assert is_dax(sh, f"{point}/t/pinned")
     scratch.check(kind, region.device)
-
-
-@pytest.fixture
-def disk(sh: Shell, scratch: Volumes) -> str:
-    scratch.make("ext4", "/dev/ram0")
-    point = scratch.mount("ext4", "/dev/ram0")
-    sh(f"mkdir -p {point}/t")
-    return f"{point}/t"
 
 
 def mounted(sh: Shell, scratch: Volumes, kind: str, region: Region, mkfs: str = "") -> str:
@@ -78,9 +69,9 @@ def processors_come_and_go(sh: Shell, env: Any) -> Iterator[None]:
         yield
         return
     sh.script("/tmp/hotplug", HOTPLUG)
-    sh(": >/tmp/pinning; (sh /tmp/hotplug >/tmp/hotplug.out 2>&1 </dev/null; echo $? >/tmp/hotplug.status) & true")
+    sh(": >/tmp/soaking; (sh /tmp/hotplug >/tmp/hotplug.out 2>&1 </dev/null; echo $? >/tmp/hotplug.status) & true")
     yield
-    sh("rm -f /tmp/pinning; for i in $(seq 30); do [ -e /tmp/hotplug.status ] && break; sleep 1; done")
+    sh("rm -f /tmp/soaking; for i in $(seq 30); do [ -e /tmp/hotplug.status ] && break; sleep 1; done")
     assert sh("cat /tmp/hotplug.status; cat /tmp/hotplug.out; rm /tmp/hotplug.status").split()[:1] == ["0"]
 
 
@@ -95,7 +86,7 @@ def test_random_use_of_pages(
     chance: random.Random,
     processors_come_and_go: None,
 ) -> None:
-    before = zone(sh)
+    before = device_zone(sh)
     pinned = pins(sh)["acquired"]
     folder = mounted(sh, scratch, kind, pmem, HUGE_EXTENTS if kind == "ext4" else "")
     print(
@@ -159,7 +150,7 @@ def test_it_waits_for_pages_that_a_pipe_has(
 
 def test_a_reflink_over_pages_in_use_waits(sh: Shell, scratch: Volumes, pmem: Region) -> None:
     """On xfs: the target's blocks are replaced by shared ones, while a pipe has its pages."""
-    sh(f"{MKFS['xfs'].replace('reflink=0', 'reflink=1')} {pmem.device}", timeout=60)
+    sh(f"{MKFS_REFLINK} {pmem.device}", timeout=60)
     point = scratch.mount("xfs", pmem.device, "dax=always")
     sh(
         f"cd {point} && dd if=/dev/urandom of=pinned bs=64k count=4 2>/dev/null; dd if=/dev/urandom of=other bs=64k count=4"
@@ -176,7 +167,7 @@ def test_a_reflink_over_pages_in_use_waits(sh: Shell, scratch: Volumes, pmem: Re
 
 def test_shared_blocks_take_what_direct_io_reads(sh: Shell, scratch: Volumes, pmem: Region, disk: str) -> None:
     """On xfs: O_DIRECT reads into a mapping of shared blocks, which must become the file's own first."""
-    sh(f"{MKFS['xfs'].replace('reflink=0', 'reflink=1')} {pmem.device}", timeout=60)
+    sh(f"{MKFS_REFLINK} {pmem.device}", timeout=60)
     point = scratch.mount("xfs", pmem.device, "dax=always")
     sh(
         f"cd {point} && dd if=/dev/urandom of=a bs=64k count=4 2>/dev/null; cp --reflink=always a b 2>/dev/null || xfs_io -f -c 'reflink a' b"
@@ -216,7 +207,7 @@ class TestUnderWay:
     def test_truncate_waits_for_a_request(
         self, sh: Shell, scratch: Volumes, pmem: Region, slow_disk: str, kind: str
     ) -> None:
-        before = zone(sh)
+        before = device_zone(sh)
         folder = mounted(sh, scratch, kind, pmem)
         start(sh, f"daxprobe --aio-into {folder}/pinned {slow_disk}", "submitted")
         sh(
@@ -234,7 +225,7 @@ class TestUnderWay:
     def test_a_process_ends_with_a_request_under_way(
         self, sh: Shell, scratch: Volumes, pmem: Region, slow_disk: str, kind: str
     ) -> None:
-        before = zone(sh)
+        before = device_zone(sh)
         folder = mounted(sh, scratch, kind, pmem)
         start(sh, f"daxprobe --aio-and-exit {folder}/pinned {slow_disk}", "submitted")
         sh("sleep 1; test ! -e /tmp/holder.status")
@@ -247,7 +238,7 @@ class TestUnderWay:
     def test_a_killed_process_lets_umount_go_on(
         self, sh: Shell, scratch: Volumes, pmem: Region, slow_disk: str, kind: str
     ) -> None:
-        before = zone(sh)
+        before = device_zone(sh)
         folder = mounted(sh, scratch, kind, pmem)
         start(sh, f"exec daxprobe --aio-into {folder}/pinned {slow_disk}", "submitted")
         sh("kill -KILL $(pidof daxprobe)")

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from boardtools import Region, Shell, Volumes, dm_create, is_dax
+from boardtools import HOTPLUG, Region, Shell, Volumes, dm_create, is_dax
 
 pytestmark = pytest.mark.lg_feature("dax")
 SHORT_ROUND, ROUND = 10, 60
@@ -36,15 +36,6 @@ while [ -e soaking ]; do
 done
 umount fill
 echo "memory ran short $turns times"
-"""
-HOTPLUG = """
-cd /sys/devices/system/cpu
-[ -e cpu1/online ] || { echo 'no second processor'; exit 0; }
-while [ -e /tmp/soaking ]; do
-    for state in 0 1; do echo $state >cpu1/online && read now <cpu1/online && [ $now = $state ] || exit 1; sleep 0.3; done
-    turns=$((turns + 1))
-done
-echo "a processor went and came $turns times"
 """
 
 

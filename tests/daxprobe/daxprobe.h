@@ -89,6 +89,7 @@ void verify(const void *buf, size_t len, unsigned int seed, size_t off, const ch
 void verify_zero(const void *buf, size_t len, const char *what);
 void verify_file(int fd, size_t len, unsigned int seed, size_t off, const char *what);
 void verify_file_zero(int fd, size_t len, const char *what);
+void verify_same(const char *name, const char *reference, const char *complaint);
 
 /* The signal that one load or one store gets, 0 for none. */
 int signal_of_load(const volatile uint8_t *p);

@@ -42,6 +42,15 @@ static void change_file(void *arg)
 		      "fallocate with mode 0x%x: %m", change->mode);
 }
 
+/* Begins the change in a child, which waits for the pages that a pipe has. */
+static pid_t start_that_waits(struct change *change)
+{
+	pid_t pid = start(change_file, change);
+
+	CHECK(!ends_within(pid, SHORT_WAIT_MS), "it did not wait for the pages that a pipe has");
+	return pid;
+}
+
 static void lend(int pipe, uint8_t *p, size_t len)
 {
 	struct iovec part = { p, len };
@@ -67,8 +76,7 @@ static void check_waits(struct change change)
 
 	CHECK(!pipe(ends), "pipe: %m");
 	lend(ends[1], p, HELD_PAGES * page);
-	pid = start(change_file, &change);
-	CHECK(!ends_within(pid, SHORT_WAIT_MS), "it did not wait for the pages that a pipe has");
+	pid = start_that_waits(&change);
 	take(ends[0], HELD_PAGES * page, 2, "the pages in the pipe");
 	CHECK(ends_within(pid, LONG_WAIT_MS), "%d ms after the pages were free it still waits",
 	      LONG_WAIT_MS);
@@ -143,8 +151,7 @@ void point_pin_touched_meanwhile(void)
 
 	CHECK(!pipe(ends), "pipe: %m");
 	lend(ends[1], p, HELD_PAGES * page);
-	pid = start(change_file, &change);
-	CHECK(!ends_within(pid, SHORT_WAIT_MS), "it did not wait for the pages that a pipe has");
+	pid = start_that_waits(&change);
 	verify(p, HELD_PAGES * page, 2, 0, "the mapping while truncate waits");
 	take(ends[0], HELD_PAGES * page, 2, "the pages in the pipe");
 	CHECK(ends_within(pid, LONG_WAIT_MS),
@@ -164,8 +171,7 @@ void point_pin_killed(void)
 
 	CHECK(!pipe(ends), "pipe: %m");
 	lend(ends[1], p, HELD_PAGES * page);
-	pid = start(change_file, &change);
-	CHECK(!ends_within(pid, SHORT_WAIT_MS), "it did not wait for the pages that a pipe has");
+	pid = start_that_waits(&change);
 	kill(pid, SIGKILL);
 	CHECK(ends_within(pid, LONG_WAIT_MS), "a truncate that waits cannot be killed");
 	CHECK(waitpid(pid, NULL, 0) == pid, "waitpid: %m");
@@ -193,8 +199,7 @@ void point_pin_outlives_process(void)
 	}
 	join(pid);
 	CHECK(!munmap(p, HELD_PAGES * page), "munmap: %m");
-	pid = start(change_file, &change);
-	CHECK(!ends_within(pid, SHORT_WAIT_MS), "it did not wait for the pages that a pipe has");
+	pid = start_that_waits(&change);
 	take(ends[0], HELD_PAGES * page, 2, "the pages in the pipe");
 	join(pid);
 }
@@ -219,8 +224,7 @@ void point_pin_pipe_closed(void)
 			pause();
 	}
 	baton_await_child(&b);
-	pid = start(change_file, &change);
-	CHECK(!ends_within(pid, SHORT_WAIT_MS), "it did not wait for the pages that a pipe has");
+	pid = start_that_waits(&change);
 	kill(holder, SIGKILL);
 	CHECK(waitpid(holder, NULL, 0) == holder, "waitpid: %m");
 	CHECK(ends_within(pid, LONG_WAIT_MS), "the pipe is gone, and truncate still waits");

@@ -535,3 +535,15 @@ bool kernel_is_at_least(unsigned int major, unsigned int minor)
 	      "uname: %m");
 	return have_major > major || (have_major == major && have_minor >= minor);
 }
+
+/* Two files of the point's directory, by mappings */
+void verify_same(const char *name, const char *reference, const char *complaint)
+{
+	int a = open(in_dir(point_dir, name), O_RDONLY), b = open(in_dir(point_dir, reference), O_RDONLY);
+	off_t size;
+
+	CHECK(a >= 0 && b >= 0, "open: %m");
+	size = file_size(a);
+	CHECK(!memcmp(map(a, size, PROT_READ, MAP_SHARED, 0), map(b, size, PROT_READ, MAP_SHARED, 0), size),
+	      "%s", complaint);
+}
